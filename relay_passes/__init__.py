@@ -1,0 +1,1 @@
+"""Graph passes of tvm-q4 (Relax), one a file, and the pipeline that orders them."""

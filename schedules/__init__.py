@@ -1,0 +1,1 @@
+"""TensorIR schedules of tvm-q4: one rule a file, by backend."""

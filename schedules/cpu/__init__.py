@@ -1,0 +1,1 @@
+"""CPU schedule rules and dot-product intrinsics."""

@@ -1,0 +1,1 @@
+"""Tuning records and published latency tables, shipped as data."""

@@ -1,0 +1,27 @@
+"""Facts about a model that travel with its Relax module, as the module attribute ``q4.meta``."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import tvm
+
+META_ATTR = "q4.meta"
+
+
+def model_meta(mod: tvm.IRModule) -> dict[str, Any]:
+    """Facts stored in `mod`; an empty dict where a frontend stored none.
+
+    Keys in use: ``name``, ``source_format``, ``source_tool``, ``transform`` (name of the input
+    transform), ``classes`` (list of class names), ``input_range`` ([lo, hi] where the module's
+    input is an integer tensor), ``output_scale`` (where the integer output is asked for).
+    """
+    if mod.attrs is None or META_ATTR not in mod.attrs:
+        return {}
+    return json.loads(str(mod.attrs[META_ATTR]))
+
+
+def with_meta(mod: tvm.IRModule, **facts: Any) -> tvm.IRModule:
+    """A copy of `mod` with `facts` merged into its stored facts (JSON values only)."""
+    return mod.with_attr(META_ATTR, json.dumps(model_meta(mod) | facts, sort_keys=True))
