@@ -31,9 +31,12 @@ from typing import Any
 
 import numpy as np
 import tvm
+import tvm_ffi
 from numpy.typing import ArrayLike
 from tvm import relax
 from tvm.ir import _ffi_api as _ir_ffi
+
+from tvm_q4 import errors
 
 RESIDUAL_FORMS = ("fused", "accumulator", "two_sided")
 AVG_ROUNDINGS = ("sum", "truncate", "nearest")
@@ -113,6 +116,10 @@ def _register() -> None:
 
 
 _register()
+
+for _error in (errors.Q4Error, *errors.Q4Error.__subclasses__()):
+    # Else an exception raised inside a pass comes back from TVM's C++ as a plain RuntimeError.
+    tvm_ffi.register_error(_error.__name__, _error)
 
 
 def ints(values: Any) -> list[int]:
