@@ -142,7 +142,7 @@ def attrs_of(call: relax.Call) -> dict[str, Any]:
 
 def const_array(expr: relax.Expr) -> np.ndarray:
     """NumPy array of a Relax constant."""
-    assert isinstance(expr, relax.Constant), f"expected a constant, found {type(expr).__name__}"
+    assert isinstance(expr, tvm.ir.GenericConst), f"expected a constant, found {type(expr).__name__}"
     return expr.data.numpy()
 
 
@@ -160,7 +160,7 @@ def call(op: str, args: Sequence[relax.Expr], **attrs: Any) -> relax.Call:
     return relax.Call(tvm.ir.Op.get(f"q4.{op}"), list(args), node)
 
 
-def _const(value: ArrayLike, dtype: str) -> relax.Constant:
+def _const(value: ArrayLike, dtype: str) -> tvm.ir.GenericConst:
     return relax.const(np.asarray(value, dtype=dtype), dtype)
 
 
