@@ -143,7 +143,7 @@ def attrs_of(call: relax.Call) -> dict[str, Any]:
 def const_array(expr: relax.Expr) -> np.ndarray:
     """NumPy array of a Relax constant."""
     assert isinstance(expr, tvm.ir.GenericConst), f"expected a constant, found {type(expr).__name__}"
-    return expr.data.numpy()
+    return expr.value.numpy()
 
 
 def is_q4(expr: relax.Expr, name: str | None = None) -> bool:
