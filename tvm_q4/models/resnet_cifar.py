@@ -67,7 +67,9 @@ class BasicBlock(nn.Module):
         "A" pads with zero channels, "B" is a 1x1 convolution with batch normalisation.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, shortcut: Shortcut) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int, shortcut: Shortcut
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(out_channels)

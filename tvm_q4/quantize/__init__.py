@@ -1,0 +1,47 @@
+"""Quantization: bit configs, and PT2E recipes that turn float networks into quantized ones.
+
+Bit configs need nothing; the rest needs the `torch` extra and is imported on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from tvm_q4.errors import EnvironmentMismatch
+from tvm_q4.quantize.config import PRESETS, BitConfig, LayerBits, load_bit_config
+
+_LAZY = {
+    "Q4Quantizer": "tvm_q4.quantize.quantizer",
+    "quantize_ptq": "tvm_q4.quantize.ptq",
+    "convert": "tvm_q4.quantize.ptq",
+    "prepare_qat": "tvm_q4.quantize.qat",
+    "load_program": "tvm_q4.quantize.ptq",
+    "save_program": "tvm_q4.quantize.ptq",
+}
+
+__all__ = [
+    "PRESETS",
+    "BitConfig",
+    "LayerBits",
+    "Q4Quantizer",
+    "convert",
+    "load_bit_config",
+    "load_program",
+    "prepare_qat",
+    "quantize_ptq",
+    "save_program",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    try:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "torchao"):
+            raise
+        msg = f"quantization needs {error.name}; install it with: pip install 'tvm-q4[torch]'"
+        raise EnvironmentMismatch(msg) from error
