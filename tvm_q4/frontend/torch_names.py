@@ -1,0 +1,144 @@
+"""Names and source lines of exported nodes: what a user wrote, not what torch calls its nodes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+LAYER_OPS = {
+    "aten.conv2d.default": (1, 2),
+    "aten.conv2d.padding": (1, 2),
+    "aten.convolution.default": (1, 2),
+    "aten.linear.default": (1, 2),
+    "aten.addmm.default": (2, 0),
+    "aten.mm.default": (1, None),
+    "aten.matmul.default": (1, None),
+}
+"""Operators of a layer with a name of its own: positions of the weight and of the bias."""
+
+_PREPARES = re.compile(r"(quantize_per_|dequantize_per_|aten\.(permute|t|transpose|detach|alias|clone)\.)")
+_FRAME = re.compile(r'File "([^"]+)", line (\d+), in [^\n]*\n?[ \t]*([^\n]*)')
+_TORCH = re.compile(r"[\\/]torch[\\/]")
+
+
+def op_name(node: Any) -> str:
+    """Overload name of a call (``aten.conv2d.default``), or the kind of another node."""
+    if node.op != "call_function":
+        return str(node.op)
+    name = str(node.target)
+    return name if "." in name else getattr(node.target, "__name__", name)
+
+
+def source_line(node: Any) -> str:
+    """``file:line `code` `` of the innermost recorded frame outside torch, or an empty string."""
+    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
+    if not frames:
+        return ""
+    own = [f for f in frames if not _TORCH.search(f[0])]
+    path, line, code = (own or frames)[-1]
+    return f"{path}:{line} `{code.strip()}`"
+
+
+def describe(node: Any) -> str:
+    """One line that finds the node: its name, its operator and the source line."""
+    where = source_line(node)
+    return f"node '{node.name}' ({op_name(node)})" + (f" at {where}" if where else "")
+
+
+def _clean(path: str) -> str:
+    """Dotted module path of torch's forms ``L['self'].layer1[0]`` and ``layer1.0``."""
+    path = re.sub(r"\[['\"]?([\w.]+)['\"]?\]", r".\1", path)
+    parts = [p for p in path.split(".") if p and p not in ("L", "self", "L__self__")]
+    return ".".join(parts)
+
+
+def module_path(node: Any) -> tuple[str, bool]:
+    """Path of the innermost module that made `node`, and whether that is one of torch's own layers."""
+    stack = node.meta.get("nn_module_stack") or {}
+    entries = [e for e in stack.values() if isinstance(e, tuple) and len(e) == 2]
+    if not entries:
+        return "", False
+    path, kind = entries[-1]
+    name = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
+    leaf = name.startswith(("torch.nn.modules.", "torch.ao.nn.")) and ".container." not in name
+    path = _clean(str(path))
+    return path, leaf and bool(path)
+
+
+def _origin(arg: Any, roles: dict[Any, str], role: str) -> Any:
+    """Walk from a layer's weight or bias back to the placeholder, marking what lies between."""
+    while hasattr(arg, "op"):
+        if arg.op != "call_function" or not _PREPARES.search(op_name(arg)):
+            return arg
+        roles.setdefault(arg, role)
+        arg = arg.args[0]
+    return None
+
+
+def _layer_name(node: Any, parameters: Mapping[str, str]) -> str:
+    path, leaf = module_path(node)
+    if leaf:
+        return path
+    for at in LAYER_OPS[op_name(node)]:
+        if at is None or at >= len(node.args):
+            continue
+        origin = _origin(node.args[at], {}, "")
+        owner = parameters.get(getattr(origin, "name", ""), "").rpartition(".")[0]
+        if owner:
+            return owner
+    return path or str(node.name)
+
+
+class NameScope:
+    """Hands out unique names: layers first, so that nothing else takes a layer's name.
+
+    Parameters
+    ----------
+    graph : torch.fx.Graph
+    parameters : mapping of str to str
+        Qualified name of the parameter or buffer behind each placeholder.
+    """
+
+    def __init__(self, graph: Any, parameters: Mapping[str, str]) -> None:
+        self._taken: set[str] = set()
+        self._quantized: set[str] = set()
+        self._layers: dict[Any, str] = {}
+        self.roles: dict[Any, str] = {}
+        for node in graph.nodes:
+            if op_name(node) in LAYER_OPS:
+                self._add_layer(node, parameters)
+
+    def _add_layer(self, node: Any, parameters: Mapping[str, str]) -> None:
+        name = self._layers[node] = self.unique(_layer_name(node, parameters))
+        self._quantized.add(name)  # a layer's own name is its accumulator's
+        for at, part in zip(LAYER_OPS[op_name(node)], ("weight", "bias"), strict=True):
+            if at is not None and at < len(node.args):
+                _origin(node.args[at], self.roles, f"{name}.{part}")
+
+    def unique(self, stem: str, suffix: str = "") -> str:
+        """``stem + suffix``, with ``_1``, ``_2`` after the stem where it is taken."""
+        name, count = stem + suffix, 0
+        while name in self._taken:
+            count += 1
+            name = f"{stem}_{count}{suffix}"
+        self._taken.add(name)
+        return name
+
+    def quantized(self, base: str) -> str:
+        """Name of a quantization of tensor `base`: `base` itself, then ``base.q2``, ``base.q3``."""
+        name, count = base, 1
+        while name in self._quantized:
+            count += 1
+            name = f"{base}.q{count}"
+        self._quantized.add(name)
+        return name
+
+    def label(self, node: Any) -> str:
+        """Unique name of the tensor that `node` makes."""
+        if node in self._layers:
+            return self._layers[node]
+        path, leaf = module_path(node)
+        short = op_name(node).split(".")[1].rstrip("_") if "." in op_name(node) else str(node.name)
+        stem = path if leaf else f"{path}.{short}".lstrip(".")
+        return self.unique(stem)

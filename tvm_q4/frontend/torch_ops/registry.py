@@ -1,0 +1,128 @@
+"""The table of converters, and what converters are given: values, node views, the importer's face."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from tvm import relax
+
+from tvm_q4.errors import UnsupportedError
+
+
+@dataclass(frozen=True, eq=False)
+class Value:
+    """A tensor of the exported graph in Relax.
+
+    Attributes
+    ----------
+    expr : relax.Expr
+        Variable or constant with a static shape.
+    base : str
+        Name that a quantization of this tensor takes (``layer1.0.conv1.out``).
+    constant : bool
+        Whether it derives from parameters alone.
+    """
+
+    expr: relax.Expr
+    base: str
+    constant: bool = False
+
+    @property
+    def shape(self) -> list[int]:
+        """Static shape."""
+        return [int(d) for d in self.expr.ty.shape]
+
+    @property
+    def dtype(self) -> str:
+        """Element type, as NumPy names it."""
+        return str(self.expr.ty.dtype)
+
+
+@dataclass(frozen=True)
+class NodeView:
+    """A node of the exported graph with resolved arguments.
+
+    Attributes
+    ----------
+    op : str
+        Overload name, ``aten.conv2d.default``.
+    args : dict
+        Arguments by schema name, defaults filled in; tensors are `Value`, symbolic sizes are int.
+    label : str
+        Unique name of the result: the module's path where one module call makes it.
+    where : str
+        Node, operator and source line, for messages.
+    tensor_role : str or None
+        ``<layer>.weight`` or ``<layer>.bias`` where the node only prepares a layer's parameter.
+    """
+
+    op: str
+    args: dict[str, Any]
+    label: str
+    where: str
+    tensor_role: str | None
+
+    def __getitem__(self, name: str) -> Any:
+        return self.args[name]
+
+    def unsupported(self, why: str) -> UnsupportedError:
+        """Error to raise: the operator is known, this use of it is not."""
+        return UnsupportedError(f"{self.where}: {why}")
+
+
+class ImporterFace(Protocol):
+    """What a converter may ask of the importer."""
+
+    batch: int
+    recorded_batch: int | None
+
+    def emit(self, expr: relax.Expr, label: str) -> relax.Var:
+        """Bind `expr` in the main function under the tensor name `label`."""
+
+    def quantized_name(self, base: str) -> str:
+        """Unique name of a quantization of the tensor `base`: itself, then ``.q2``, ``.q3``."""
+
+    def unique(self, stem: str, suffix: str = "") -> str:
+        """``stem + suffix``, with a counter after the stem where it is taken."""
+
+    def shared(self, key: tuple[Any, ...], make: Callable[[], Value]) -> Value:
+        """Value made before under `key`, else the one that `make` makes now."""
+
+
+Converter = Callable[[ImporterFace, NodeView], Any]
+CONVERTERS: dict[str, Converter] = {}
+NO_OPERATION = {
+    "aten._assert_tensor_metadata.default",
+    "aten._assert_scalar.default",
+    "aten._assert_async.msg",
+    "aten.sym_constrain_range.default",
+    "aten.sym_constrain_range_for_size.default",
+}
+
+
+def converts(*ops: str) -> Callable[[Converter], Converter]:
+    """Register a converter for the overloads `ops`."""
+
+    def register(function: Converter) -> Converter:
+        for op in ops:
+            assert op not in CONVERTERS, f"{op} has two converters"
+            CONVERTERS[op] = function
+        return function
+
+    return register
+
+
+def pair(values: Any) -> list[int]:
+    """Two ints of a list argument that may have been recorded with one."""
+    out = [int(v) for v in (values if isinstance(values, (list, tuple)) else [values])]
+    return out * 2 if len(out) == 1 else out
+
+
+def positive(shape: list[int], node: NodeView) -> list[int]:
+    """`shape`, checked to have at least one element along each axis."""
+    if any(d < 1 for d in shape):
+        msg = f"the result would have shape {shape}; the image is too small for this model, give a larger --image-size"
+        raise node.unsupported(msg)
+    return shape
