@@ -1,0 +1,65 @@
+"""TensorIR vectors of `LANES` elements: loads, stores and the rounding shifts of ``numerics.md``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import tirx
+from tvm.ir import Expr
+from tvm.tirx.script.builder import ir as T
+
+from tvm_q4.schedules.layout import LANES
+
+Buffer = Any
+
+
+def ramp(base: Expr | int, lanes: int = LANES) -> Expr:
+    """Consecutive indices ``base .. base + lanes - 1``."""
+    return tirx.Ramp(base, 1, lanes)
+
+
+def splat(value: int | float | Expr, dtype: str, lanes: int = LANES) -> Expr:
+    """`value` in every lane."""
+    scalar = tirx.const(value, dtype) if isinstance(value, (int, float)) else value
+    return tirx.Broadcast(scalar, lanes)
+
+
+def cast(vector: Any, dtype: str, lanes: int = LANES) -> Expr:
+    """Each lane converted to `dtype`."""
+    return tirx.Cast(f"{dtype}x{lanes}", vector)
+
+
+def load(buffer: Buffer, index: list[Any], lanes: int = LANES) -> Expr:
+    """`lanes` consecutive elements along the last axis, from `index` on."""
+    return buffer[tuple([*index[:-1], ramp(index[-1], lanes)])]
+
+
+def store(buffer: Buffer, index: list[Any], vector: Expr, lanes: int = LANES) -> None:
+    """Write a vector along the last axis, from `index` on."""
+    T.buffer_store(buffer, vector, [*index[:-1], ramp(index[-1], lanes)])
+
+
+def clamp(vector: Expr, lo: int, hi: int, dtype: str) -> Expr:
+    """Lanes limited to ``[lo, hi]``."""
+    return tirx.min(tirx.max(vector, splat(lo, dtype)), splat(hi, dtype))
+
+
+def round_shift(product: Expr, shift: Expr, rounding: str, dtype: str) -> Expr:
+    """``product / 2**shift`` with the named rounding, as `tvm_q4.quant.round_shift` does it.
+
+    `product` and `shift` are vectors of `dtype` (int32 or int64); a shift of 0 is the identity.
+    """
+    one, zero = splat(1, dtype), splat(0, dtype)
+    if rounding == "floor":
+        return product >> shift
+    half = (one << shift) >> one
+    if rounding == "half_up":
+        return (product + half) >> shift
+    if rounding == "half_away":
+        sign = product >> splat(31 if dtype == "int32" else 63, dtype)
+        magnitude = (product ^ sign) - sign
+        return (((magnitude + half) >> shift) ^ sign) - sign
+    up = (product + half) >> shift
+    remainder = (product + half) & ((one << shift) - one)
+    tie = tirx.Select(tirx.And(remainder.equal(zero), shift > zero), one, zero)
+    return up - (tie & up)

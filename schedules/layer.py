@@ -1,0 +1,225 @@
+"""A fused layer as schedule rules see it: an anchor, an epilogue program, tensors with layouts.
+
+`Layer` is read from a fused Relax function. It holds the constants (weights, biases, multipliers)
+and bounds on every intermediate value; `Layer.signature` holds everything else that decides a
+kernel, so two layers of one signature share one kernel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from tvm_q4 import ops
+from tvm_q4.quant import INT32_MAX, INT32_MIN, IntRange
+from tvm_q4.schedules.layout import Layout, shape4
+
+ANCHORS = ("conv2d", "dense", "max_pool2d", "avg_pool2d", "quantize", "concat", "gather")
+Ref = tuple[str, int]
+_PARAMS: dict[str, tuple[str, ...]] = {
+    "requantize": ("multiplier", "shift", "offset"),
+    "add": ("lhs_multiplier", "lhs_shift", "rhs_multiplier", "rhs_shift"),
+    "dequantize": ("scale", "zero_point"),
+    "quantize": ("scale", "zero_point"),
+    "conv2d": ("weight", "bias"),
+    "dense": ("weight", "bias"),
+}
+
+
+@dataclass
+class Tensor:
+    """One tensor at a layer's edge.
+
+    `shape` is logical [N, C, H, W], `range` is None for float32, `fill` is the value of the halo,
+    `rank` the number of axes that a plain tensor really has.
+    """
+
+    name: str
+    shape: tuple[int, int, int, int]
+    dtype: str
+    range: IntRange | None
+    layout: Layout
+    fill: int = 0
+    rank: int = 4
+
+    @property
+    def physical_shape(self) -> tuple[int, ...]:
+        """Shape in memory."""
+        return self.layout.physical_shape(self.shape[: self.rank])
+
+    @property
+    def tag(self) -> str:
+        """Value type as printed in signatures."""
+        return self.range.tag if self.range is not None else "f32"
+
+
+@dataclass
+class Op:
+    """One q4 operator of a layer: what it reads, its attributes and constants, and its value's bounds."""
+
+    kind: str
+    name: str
+    attrs: dict[str, Any]
+    refs: list[Ref]
+    params: dict[str, np.ndarray]
+    dtype: str
+    bounds: tuple[int, int]
+    narrow: bool = False
+
+    def unit(self, side: str) -> bool:
+        """Whether an add takes that side (``lhs`` or ``rhs``) as it is: multiplier 1, shift 0."""
+        one = (self.params[f"{side}_multiplier"] == 1).all()
+        return bool(one and not self.params[f"{side}_shift"].any())
+
+
+@dataclass
+class Layer:
+    """A fused layer. ``ops[0]`` is the anchor where `anchor` is not None; `outputs` name op results."""
+
+    name: str
+    ops: list[Op]
+    inputs: list[Tensor]
+    outputs: list[tuple[int, Tensor]]
+    shape: tuple[int, int, int, int] = field(default=(1, 1, 1, 1))
+
+    @property
+    def anchor(self) -> Op | None:
+        """The operator that decides the loops; None for a purely element-wise layer."""
+        return self.ops[0] if self.ops[0].kind in ANCHORS else None
+
+    @property
+    def kind(self) -> str:
+        """Anchor's operator name, or ``elementwise``."""
+        return self.anchor.kind if self.anchor else "elementwise"
+
+    @property
+    def data(self) -> Tensor:
+        """The anchor's data operand (the first input of an element-wise layer)."""
+        return self.inputs[self.ops[0].refs[0][1]]
+
+    @property
+    def epilogue(self) -> list[tuple[int, Op]]:
+        """Operators after the anchor with their index."""
+        return [(i, op) for i, op in enumerate(self.ops) if not (i == 0 and self.anchor)]
+
+
+def _bounds_of_weights(op: Op, lo: int, hi: int) -> tuple[int, int]:
+    w = op.params["weight"].astype(np.int64)
+    w = w.reshape(w.shape[0], -1)
+    bias = op.params["bias"].astype(np.int64)
+    up, down = np.where(w > 0, w, 0).sum(1), np.where(w < 0, w, 0).sum(1)
+    return int((up * lo + down * hi + bias).min()), int((up * hi + down * lo + bias).max())
+
+
+def _scaled(bounds: tuple[int, int], zero: int, m: np.ndarray, e: np.ndarray) -> tuple[int, int, int]:
+    """Bounds of ``round((v - zero) * m / 2**e)`` and the largest absolute product plus rounding."""
+    lo, hi = bounds[0] - zero, bounds[1] - zero
+    m64, e64 = m.astype(object).ravel(), e.astype(object).ravel()
+    products = [(min(lo * a, hi * a), max(lo * a, hi * a), s) for a, s in zip(m64, e64, strict=True)]
+    peak = max(max(abs(p), abs(q)) + ((1 << s) >> 1) for p, q, s in products)
+    return min((p >> s) for p, _, s in products), max((q >> s) + 1 for _, q, s in products), peak
+
+
+def _value_bounds(op: Op, args: list[tuple[int, int]]) -> tuple[tuple[int, int], bool]:
+    """Bounds of an operator's result, and whether 32-bit products are exact for it."""
+    a = op.attrs
+    if op.kind in ("conv2d", "dense"):
+        zero = int(a["zero_point"])
+        return _bounds_of_weights(op, min(args[0][0], zero), max(args[0][1], zero)), False
+    if op.kind == "requantize":
+        lo, hi, peak = _scaled(args[0], a["in_zero_point"], op.params["multiplier"], op.params["shift"])
+        off = op.params.get("offset", np.zeros(1, np.int32)).astype(np.int64)
+        z = a["zero_point"]
+        lo, hi = lo + z + min(0, int(off.min())), hi + z + max(0, int(off.max()))
+        fits = peak <= INT32_MAX and lo >= INT32_MIN and hi <= INT32_MAX
+        return (max(lo, a["lo"]), min(hi, a["hi"])), fits
+    if op.kind == "add":
+        p = op.params
+        l_lo, l_hi, l_peak = _scaled(args[0], a["lhs_zero_point"], p["lhs_multiplier"], p["lhs_shift"])
+        r_lo, r_hi, r_peak = _scaled(args[1], a["rhs_zero_point"], p["rhs_multiplier"], p["rhs_shift"])
+        lo, hi = l_lo + r_lo + a["zero_point"] - 1, l_hi + r_hi + a["zero_point"] + 1
+        fits = l_peak + r_peak <= INT32_MAX and lo >= INT32_MIN and hi <= INT32_MAX
+        return (max(lo, a["lo"]), min(hi, a["hi"])), fits
+    if op.kind == "avg_pool2d" and a["rounding"] == "sum":
+        n = a["pool_size"][0] * a["pool_size"][1]
+        z = a["zero_point"]
+        return (min(0, (args[0][0] - z) * n), max(0, (args[0][1] - z) * n)), False
+    if op.kind == "quantize":
+        return (a["qmin"], a["qmax"]), False
+    return args[0], False
+
+
+def _params(call: relax.Call, kind: str) -> dict[str, np.ndarray]:
+    names = _PARAMS.get(kind, ())
+    start = len(call.args) - sum(isinstance(a, tvm.ir.GenericConst) for a in call.args)
+    return {n: ops.const_array(c) for n, c in zip(names, call.args[start:], strict=False)}
+
+
+def declared_range(kind: str, attrs: dict[str, Any], dtype: str, operand: IntRange | None) -> IntRange | None:
+    """Value range that an operator declares for its result; None for float32."""
+    if dtype == "float32":
+        return None
+    if "lo" in attrs:
+        return IntRange(attrs["lo"], attrs["hi"])
+    if kind == "quantize":
+        return IntRange(attrs["qmin"], attrs["qmax"])
+    if dtype == "int32" or operand is None:
+        return IntRange(INT32_MIN, INT32_MAX)
+    return operand
+
+
+def layer_from_function(
+    func: relax.Function, inputs: list[Tensor], layouts: list[Layout], fills: list[int]
+) -> Layer:
+    """Read a fused Relax function.
+
+    Parameters
+    ----------
+    func : relax.Function
+        A private function made by ``FuseEpilogue``.
+    inputs : list of Tensor
+        What its parameters are.
+    layouts, fills : list of Layout, list of int
+        Layouts of its results and the values of their halos, in order.
+    """
+    refs: dict[relax.Var, Ref] = {p: ("in", i) for i, p in enumerate(func.params)}
+    layer_ops: list[Op] = []
+    ranges: dict[Ref, IntRange | None] = {("in", i): t.range for i, t in enumerate(inputs)}
+    shapes: list[tuple[int, ...]] = []
+    for block in func.body.blocks:
+        for b in block.bindings:
+            if isinstance(b.value, relax.Var):
+                refs[b.var] = refs[b.value]
+                continue
+            kind, attrs = b.value.op.name.removeprefix("q4."), ops.attrs_of(b.value)
+            op_refs = [refs[a] for a in b.value.args if isinstance(a, relax.Var)]
+            dtype = str(b.value.ty.dtype)
+            op = Op(kind, attrs["name"], attrs, op_refs, _params(b.value, kind), dtype, (0, 0))
+            args = [_ref_bounds(r, layer_ops, inputs) for r in op_refs]
+            if dtype != "float32":
+                op.bounds, op.narrow = _value_bounds(op, args)
+            ref: Ref = ("op", len(layer_ops))
+            ranges[ref] = declared_range(kind, attrs, dtype, ranges[op_refs[0]])
+            layer_ops.append(op)
+            shapes.append(tuple(int(d) for d in b.value.ty.shape))
+            refs[b.var] = ref
+    body = func.body.body
+    results = list(body.fields) if isinstance(body, relax.Tuple) else [body]
+    outputs = []
+    for var, layout, fill in zip(results, layouts, fills, strict=True):
+        i = refs[var][1]
+        op = layer_ops[i]
+        shape, rank = shape4(shapes[i]), len(shapes[i])
+        outputs.append((i, Tensor(op.name, shape, op.dtype, ranges["op", i], layout, fill, rank)))
+    return Layer(layer_ops[0].name, layer_ops, inputs, outputs, shape4(shapes[0]))
+
+
+def _ref_bounds(ref: Ref, layer_ops: list[Op], inputs: list[Tensor]) -> tuple[int, int]:
+    if ref[0] == "op":
+        return layer_ops[ref[1]].bounds
+    r = inputs[ref[1]].range
+    return (r.lo, r.hi) if r is not None else (0, 0)

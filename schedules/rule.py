@@ -1,0 +1,93 @@
+"""The contract of schedule rules, and the choice of rule and parameters for a layer.
+
+The same rule serves the default and the tuned case: `space` names its parameters and their values,
+`predict` gives an analytic cost, `schedule` the finished TensorIR function for given parameters.
+A rule that does not apply says so and the next one is asked.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+from tvm.target import Target
+
+from tvm_q4.errors import UnsupportedError
+from tvm_q4.schedules.kernel import channel_params
+from tvm_q4.schedules.layer import Layer
+
+Params = dict[str, int | str]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A rule and its parameters for one layer, and where they come from."""
+
+    rule: ScheduleRule
+    params: Params
+    source: str
+
+
+class ScheduleRule(ABC):
+    """One way to turn a fused layer into a TensorIR function."""
+
+    name: str
+
+    @abstractmethod
+    def applies(self, layer: Layer, target: Target) -> bool:
+        """Whether this rule can schedule `layer` for `target`."""
+
+    @abstractmethod
+    def space(self, layer: Layer, target: Target) -> list[Params]:
+        """Every legal parameter setting; never empty where the rule applies."""
+
+    @abstractmethod
+    def predict(self, layer: Layer, target: Target, params: Params) -> float:
+        """Predicted cost in CPU cycles (only comparisons within one layer are meant)."""
+
+    @abstractmethod
+    def schedule(self, layer: Layer, target: Target, params: Params, symbol: str) -> tirx.PrimFunc:
+        """The function named `symbol`; its arguments are inputs, constants and outputs in order."""
+
+    def constants(self, layer: Layer, target: Target, params: Params) -> list[np.ndarray]:
+        """Constant arguments of `schedule`'s function, in order: per-channel arrays as they are."""
+        return [array for _, _, array in channel_params(layer)]
+
+    def executes_as(self, layer: Layer, target: Target, params: Params) -> str:
+        """The arithmetic that really runs, such as ``u8s8 vnni512``; for reports."""
+        return self.name
+
+
+def select(
+    rules: list[ScheduleRule], layer: Layer, target: Target, tuned: dict[str, Any] | None = None
+) -> Choice:
+    """Pick tuned parameters where a record gives legal ones, else the best predicted.
+
+    Parameters
+    ----------
+    rules : list of ScheduleRule
+        In order of preference; the last applies to anything.
+    layer : Layer
+    target : tvm.target.Target
+    tuned : dict, optional
+        ``{"rule": name, "params": {...}}`` from a tuning log.
+
+    Raises
+    ------
+    UnsupportedError
+        If no rule applies.
+    """
+    for rule in rules:
+        if not rule.applies(layer, target):
+            continue
+        space = rule.space(layer, target)
+        if tuned and tuned["rule"] == rule.name and tuned["params"] in space:
+            return Choice(rule, tuned["params"], "measured")
+        if len(space) == 1:
+            return Choice(rule, space[0], "fallback")
+        return Choice(rule, min(space, key=lambda p: rule.predict(layer, target, p)), "predicted")
+    msg = f"no schedule rule applies to layer {layer.name!r} ({layer.kind}) on target {target}"
+    raise UnsupportedError(msg)
