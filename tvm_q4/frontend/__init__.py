@@ -1,1 +1,97 @@
-"""Frontends: from a model file to a Relax module; see `load_model`."""
+"""Frontends: from a model's name or file to a Relax module."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import tvm
+
+from tvm_q4.errors import EnvironmentMismatch, InputError, UnsupportedError
+
+__all__ = ["load_model"]
+
+_TORCH_PACKAGES = ("torch", "torchvision", "torchao")
+
+
+def load_model(
+    spec: str | Path,
+    *,
+    batch: int | None = None,
+    image_size: tuple[int, int] | None = None,
+    seed: int = 0,
+    require_quantized: bool = False,
+) -> tvm.IRModule:
+    """Load a model from whatever form it has.
+
+    Parameters
+    ----------
+    spec : str or Path
+        A ``.pt2`` file, the folder of an integer recipe, or ``zoo:NAME[@CONFIG]``.
+    batch : int or None
+        Batch to specialise to; None is the model's own (1 where it is dynamic).
+    image_size : (int, int) or None
+        Height and width to specialise to; None is the model's own.
+    seed : int
+        Seed of the random weights of ``zoo:`` models.
+    require_quantized : bool
+        Refuse float models.
+
+    Returns
+    -------
+    tvm.IRModule
+        Stage "qdq" (float operators between quantize and dequantize) or, from a recipe, "integer".
+
+    Raises
+    ------
+    InputError
+        If there is no such model, or it is damaged, or float where it must not be.
+    UnsupportedError
+        If the model holds what tvm-q4 cannot express.
+    EnvironmentMismatch
+        If the model's format needs a package that is not installed.
+    """
+    text = str(spec)
+    _check_sizes(batch, image_size)
+    if text.startswith("zoo:"):
+        return _lazy("zoo").load_zoo(
+            text, batch=batch, image_size=image_size, seed=seed, require_quantized=require_quantized
+        )
+    path = Path(text)
+    if not path.exists():
+        raise InputError(f"model '{text}' does not exist; give a .pt2 file, a recipe folder or zoo:NAME")
+    if path.is_dir():
+        return _load_folder(path, batch, image_size)
+    if path.suffix in (".onnx", ".tar", ".pth"):
+        raise UnsupportedError(
+            f"model '{text}': {path.suffix} files cannot be read in this version; give a .pt2 of torch.export, "
+            "a recipe folder or zoo:NAME"
+        )
+    return _lazy("torch_export").load_pt2_model(
+        path, batch=batch, image_size=image_size, require_quantized=require_quantized
+    )
+
+
+def _check_sizes(batch: int | None, image_size: tuple[int, int] | None) -> None:
+    if batch is not None and batch < 1:
+        raise InputError(f"batch is {batch}; it must be at least 1")
+    if image_size is not None and (len(image_size) != 2 or min(image_size) < 1):
+        raise InputError(f"image size is {image_size}; it must be two positive numbers, height and width")
+
+
+def _load_folder(path: Path, batch: int | None, image_size: tuple[int, int] | None) -> tvm.IRModule:
+    if not (path / "graph.json").is_file():
+        raise InputError(f"folder '{path}' has no graph.json; an integer recipe has graph.json and model.npz")
+    return _lazy("recipe").read_recipe(path, batch=batch, image_size=image_size)
+
+
+def _lazy(module: str) -> Any:
+    """Import a frontend when it is asked for: the base install has no torch."""
+    try:
+        return importlib.import_module(f"{__name__}.{module}")
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in _TORCH_PACKAGES:
+            raise
+        msg = f"this model needs {error.name}, which is not installed; run: pip install \"tvm-q4[torch]\""
+        raise EnvironmentMismatch(msg) from error

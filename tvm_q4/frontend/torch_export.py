@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ import tvm
 from tvm import relax
 
 from tvm_q4.errors import InputError, UnsupportedError
+from tvm_q4.frontend.pt2_file import read_pt2
 from tvm_q4.frontend.torch_names import NameScope, describe, op_name
 from tvm_q4.frontend.torch_ops import CONVERTERS, NO_OPERATION
 from tvm_q4.frontend.torch_ops.registry import NodeView, Value
@@ -91,6 +93,30 @@ def import_exported(
     mod = importer.run()
     stored = {"name": name, "source_format": "torch.export", "source_tool": f"torch {torch.__version__}"}
     return with_meta(mod, **(stored | (facts or {})))
+
+
+def load_pt2_model(
+    path: Path, *, batch: int | None = None, image_size: tuple[int, int] | None = None, require_quantized: bool = False
+) -> tvm.IRModule:
+    """Read a ``.pt2`` file and import it; the parameters of `tvm_q4.frontend.load_model`.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read as a program, or is float and `require_quantized` is set.
+    UnsupportedError
+        As `import_exported`.
+    """
+    file = read_pt2(path)
+    if require_quantized and not is_quantized(file.program):
+        msg = f"'{path}' has no quantize nodes: it is a float model; quantize it first with: tvm-q4 quantize"
+        raise InputError(msg)
+    known = {key: file.metadata[key] for key in ("transform", "classes") if file.metadata.get(key)}
+    facts = {"sha256": file.sha256, **known}
+    if file.torch_version:
+        facts["source_tool"] = f"torch {file.torch_version}"
+    name = str(file.metadata.get("name") or path.stem)
+    return import_exported(file.program, batch=batch, image_size=image_size, name=name, facts=facts)
 
 
 def is_quantized(program: torch.export.ExportedProgram) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from tvm import relax
@@ -72,7 +73,7 @@ def _adaptive_window(size: int, out: int) -> tuple[int, int] | None:
     starts = [i * size // out for i in range(out)]
     ends = [-(-(i + 1) * size // out) for i in range(out)]
     kernels = {e - s for s, e in zip(starts, ends, strict=True)}
-    steps = {b - a for a, b in zip(starts, starts[1:], strict=False)} or {1}
+    steps = {b - a for a, b in pairwise(starts)} or {1}
     return (kernels.pop(), steps.pop()) if len(kernels) == 1 and len(steps) == 1 else None
 
 
