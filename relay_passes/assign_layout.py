@@ -49,6 +49,13 @@ def _anchor_of(func: relax.Function) -> tuple[dict[str, Any], relax.Var] | None:
     return None
 
 
+def _is_quantize(mod: tvm.IRModule, value: relax.Expr) -> bool:
+    """Whether a value is a quantize's result: its kernel alone can write fewer channels than a vector."""
+    if not isinstance(value, relax.Call) or not isinstance(value.op, relax.GlobalVar):
+        return False
+    return ops.is_q4(dataflow_bindings(mod[value.op])[0].value, "quantize")
+
+
 def _read_by_group(needs: dict[relax.Var, _Needs], func: relax.Function, args: list[relax.Var]) -> None:
     anchor = _anchor_of(func)
     for param, arg in zip(func.params, args, strict=True):
@@ -81,6 +88,7 @@ def assign_layouts(mod: tvm.IRModule) -> dict[relax.Var, Placement]:
     needs = {v: _Needs() for v in variables}
     for b in dataflow_bindings(main):
         value = b.value
+        needs[b.var].narrow_channels = _is_quantize(mod, value)
         if isinstance(value, relax.Call) and isinstance(value.op, relax.GlobalVar):
             _read_by_group(needs, mod[value.op], list(value.args))
         elif isinstance(value, relax.Call):

@@ -68,7 +68,7 @@ class DirectConv2d(ScheduleRule):
 
     def space(self, layer: Layer, target: Target) -> list[Params]:
         geometry = _Geometry(layer)
-        form = self._form(layer, target)
+        form = self._form(layer, target, {})
         spare = 2 if self._four_bit(layer, form) else 1
         out: list[Params] = []
         for tile_w, tile_h, blocks in itertools.product(_TILE_W, (1, 2, 4, 7), _BLOCKS):
@@ -81,7 +81,7 @@ class DirectConv2d(ScheduleRule):
         return out
 
     def predict(self, layer: Layer, target: Target, params: Params) -> float:
-        geometry, form = _Geometry(layer), self._form(layer, target)
+        geometry, form = _Geometry(layer), self._form(layer, target, params)
         tile_h, tile_w, blocks = (int(params[k]) for k in ("tile_h", "tile_w", "blocks"))
         pixels = tile_h * tile_w
         window = channel_window(layer, blocks, form.width)
@@ -95,7 +95,7 @@ class DirectConv2d(ScheduleRule):
 
     def constants(self, layer: Layer, target: Target, params: Params) -> list[np.ndarray]:
         """Packed weights, then per-channel arrays; the bias takes back a shift of the data by 128."""
-        form = self._form(layer, target)
+        form = self._form(layer, target, params)
         packed = pack_weights(layer, int(params["blocks"]), form, self._four_bit(layer, form))
         arrays = [packed]
         for index, name, array in channel_params(layer):
@@ -112,15 +112,17 @@ class DirectConv2d(ScheduleRule):
         return f"{data}s8 {params['form']}{packed}"
 
     def schedule(self, layer: Layer, target: Target, params: Params, symbol: str) -> tirx.PrimFunc:
-        form = self._form(layer, target)
+        form = self._form(layer, target, params)
         emitter = _ConvEmitter(layer, form, params, self._four_bit(layer, form))
         packed = pack_weights(layer, int(params["blocks"]), form, emitter.four_bit)
         return prim_func(symbol, lambda: emitter.emit(packed))
 
-    def _form(self, layer: Layer, target: Target) -> DotForm:
+    def _form(self, layer: Layer, target: Target, params: Params) -> DotForm:
+        """The form that `params` name, else the best; without the nibble trick where it could overflow."""
         assert layer.data.range is not None
         op = layer.ops[0]
-        form = dot_forms(target, layer.data.range, op.attrs["weight_bits"])[0]
+        forms = {f.name: f for f in dot_forms(target, layer.data.range, op.attrs["weight_bits"])}
+        form = forms[str(params.get("form", next(iter(forms))))]
         weight = op.params["weight"]
         largest = int(np.abs(weight.reshape(weight.shape[0], -1), dtype=np.int64).sum(axis=1).max())
         if form.nibble_scale * 255 * largest > INT32_MAX:
