@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
+from torchao.quantization.pt2e import move_exported_model_to_eval
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from tvm_q4.errors import InputError
@@ -156,6 +157,7 @@ def convert(prepared: GraphModule, example_inputs: tuple[Tensor, ...]) -> Export
     example_inputs : tuple of Tensor
         As in `quantize_ptq`.
     """
+    move_exported_model_to_eval(prepared)
     converted = convert_pt2e(prepared)
     _remove_dropout(converted)
     name_constants(converted)

@@ -1,0 +1,80 @@
+"""Fake quantization with learned step sizes, for quantization-aware training.
+
+Method: Esser et al., "Learned Step Size Quantization", ICLR 2020 (gradient of the step, and its
+scale ``1 / sqrt(values * quant_max)``). The step starts where an observer of `observers` puts it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torchao.quantization.pt2e import FakeQuantizeBase
+
+_MIN_SCALE = float(torch.finfo(torch.float32).eps)
+
+
+class _LearnedStep(torch.autograd.Function):
+    """``clamp(round(x / scale)) * scale`` with a straight-through gradient for both inputs."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:  # type: ignore[no-untyped-def]
+        ratio = x / scale
+        rounded = ratio.round().clamp_(low, high)
+        ctx.save_for_backward(ratio, rounded, scale)
+        ctx.range = (low, high)
+        return rounded * scale
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
+        ratio, rounded, scale = ctx.saved_tensors
+        low, high = ctx.range
+        inside = grad * ((ratio >= low) & (ratio <= high))
+        per_value = grad * rounded - inside * ratio
+        share = 1.0 / (ratio.numel() / scale.numel() * high) ** 0.5
+        grad_scale = per_value.sum_to_size(scale.shape) * share
+        return inside, grad_scale.to(scale.dtype), None, None
+
+
+class LearnedStepFakeQuantize(FakeQuantizeBase):
+    """Observes first; after `start_learning`, quantizes with a trainable scale.
+
+    Parameters
+    ----------
+    observer : callable
+        Constructor of a `LimitObserver`, which finds the first scale.
+    **kwargs
+        Passed to `observer`: dtype, quant_min, quant_max, qscheme, is_dynamic.
+    """
+
+    ch_axis = 0
+    scale: nn.Parameter
+
+    def __init__(self, observer: Callable, **kwargs) -> None:  # type: ignore[no-untyped-def]
+        super().__init__()
+        self.observer = observer(**kwargs)
+        self.dtype, self.qscheme = self.observer.dtype, self.observer.qscheme
+        self.quant_min, self.quant_max = self.observer.quant_min, self.observer.quant_max
+        self.learning = False
+
+    def start_learning(self) -> None:
+        """Fix the observed scale as the start value of the trainable one: float32 [1] or [C]."""
+        self.scale = nn.Parameter(self.observer.calculate_qparams()[0])
+        self.learning = True
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """Return scales (float32) and zero points (int64, all zero), each [1] or [C]."""
+        if not self.learning:
+            return self.observer.calculate_qparams()
+        scale = self.scale.detach().clamp_min(_MIN_SCALE)
+        return scale, torch.zeros(scale.shape, dtype=torch.int64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x` unchanged while observing, else fake-quantized in its own dtype."""
+        if not self.learning:
+            return self.observer(x)
+        scale = self.scale.clamp_min(_MIN_SCALE).to(x.dtype)
+        if self.qscheme == torch.per_channel_symmetric:
+            scale = scale.reshape(-1, *[1] * (x.ndim - 1))
+        return _LearnedStep.apply(x, scale, self.quant_min, self.quant_max)

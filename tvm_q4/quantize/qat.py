@@ -1,0 +1,91 @@
+"""Quantization-aware training: a graph to train on, with learned scales (`prepare_qat`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torchao.quantization.pt2e import move_exported_model_to_eval, move_exported_model_to_train
+from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e, prepare_qat_pt2e
+
+from tvm_q4.errors import UnsupportedError
+from tvm_q4.quantize.config import BitConfig, load_bit_config
+from tvm_q4.quantize.fake_quantize import LearnedStepFakeQuantize
+from tvm_q4.quantize.observers import MseObserver, MseWeightObserver
+from tvm_q4.quantize.ptq import calibrate, capture, dynamic_example
+from tvm_q4.quantize.quantizer import Q4Quantizer
+
+_PT2E_EPS = 1e-5
+
+
+def prepare_qat(
+    model: nn.Module,
+    example_inputs: tuple[Tensor, ...],
+    calibration_batches: Iterable[Tensor],
+    config: BitConfig | str,
+    *,
+    batch_norm: Literal["fold", "train"] = "fold",
+    residual_bits: int = 8,
+) -> GraphModule:
+    """Return a graph with fake quantizers, to be trained by any loop and then given to `convert`.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Trained float network. Its parameters are copied.
+    example_inputs, calibration_batches, config, residual_bits
+        As in `quantize_ptq`; the batches give the first scales.
+    batch_norm : {"fold", "train"}
+        "fold" folds batch normalisation into the convolutions before training: what is trained is
+        what is deployed, and a step costs half. "train" keeps it, with batch statistics, and
+        folds it in `convert` (PT2E's own scheme; eps must be 1e-5).
+
+    Returns
+    -------
+    GraphModule
+        All parameters, the scales of the quantizers included, are trainable. Do not call its
+        ``train`` or ``eval``.
+
+    Raises
+    ------
+    UnsupportedError
+        If ``batch_norm="train"`` and a layer's eps is not 1e-5.
+    InputError
+        As `quantize_ptq`.
+    """
+    quantizer = Q4Quantizer(
+        load_bit_config(config),
+        LearnedStepFakeQuantize.with_args(observer=MseWeightObserver),
+        LearnedStepFakeQuantize.with_args(observer=MseObserver),
+        residual_bits,
+    )
+    folded = batch_norm == "fold"
+    if not folded:
+        _check_eps(model)
+    example_inputs = dynamic_example(model, example_inputs)
+    graph = capture(model, example_inputs, training=not folded)
+    prepared = prepare_pt2e(graph, quantizer) if folded else prepare_qat_pt2e(graph, quantizer)
+    move_exported_model_to_eval(prepared)
+    calibrate(prepared, calibration_batches)
+    if not folded:
+        move_exported_model_to_train(prepared)
+    for module in prepared.modules():
+        if isinstance(module, LearnedStepFakeQuantize):
+            module.start_learning()
+    for parameter in prepared.parameters():
+        parameter.requires_grad_(True)
+    return prepared
+
+
+def _check_eps(model: nn.Module) -> None:
+    """PT2E folds with eps 1e-5, whatever the layer says."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.eps != _PT2E_EPS:
+            msg = (
+                f"batch normalisation '{name}' has eps {module.eps}; PT2E's training scheme takes "
+                f"{_PT2E_EPS} only; use batch_norm='fold'"
+            )
+            raise UnsupportedError(msg)
