@@ -1,0 +1,157 @@
+"""From a model to a library: the main job."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tvm
+from tvm import relax
+from tvm.target import Target
+
+from tvm_q4.errors import InputError, UnsupportedError
+from tvm_q4.metadata import build_metadata
+from tvm_q4.model_hash import model_hash
+from tvm_q4.relay_passes.check_integer_only import check_integer_only
+from tvm_q4.relay_passes.integer_output import IntegerOutput
+from tvm_q4.relay_passes.lower_to_tir import lower_to_tir
+from tvm_q4.relay_passes.pipeline import dump_module, lower_relax, to_fused, to_integer
+from tvm_q4.relay_passes.plan_memory import ARENA_ATTR
+from tvm_q4.schedules.cpu import RULES
+from tvm_q4.targets import parse_target
+
+if TYPE_CHECKING:
+    from tvm_q4.library import Library
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to compile; see `compile_model`."""
+
+    require_integer_only: bool = False
+    integer_output: bool = False
+    dump_ir: str | Path | None = None
+
+
+@dataclass
+class Compiled:
+    """A compiled model before it is written: TVM's executable and the metadata."""
+
+    executable: Any
+    metadata: dict[str, Any]
+
+
+def compile_model(
+    model: Any,
+    *,
+    target: str | Target = "llvm",
+    batch: int | None = None,
+    image_size: tuple[int, int] | None = None,
+    tuning_log: Sequence[str | Path] = (),
+    strict_log: bool = False,
+    require_integer_only: bool = False,
+    integer_output: bool = False,
+    dump_ir: str | Path | None = None,
+    seed: int = 0,
+    output: str | Path | None = None,
+) -> Library:
+    """Compile a quantized model to a library.
+
+    Parameters
+    ----------
+    model : str, Path, torch.export.ExportedProgram or tvm.IRModule
+        A ``.pt2`` file, recipe folder, ``zoo:NAME@CONFIG``, or a program or module in memory.
+    target : str or tvm.target.Target
+        ``llvm`` (this CPU), a TVM target tag or a JSON object.
+    batch : int, optional
+        Images a run; the model's own where None.
+    image_size : (int, int), optional
+        Height and width; the model's own where None.
+    tuning_log : sequence of paths
+        Tuning logs. Reading them is not in this version: anything but an empty sequence is an error.
+    strict_log : bool
+        Demand a record for each layer; not in this version either.
+    require_integer_only : bool
+        Refuse a model in which anything but the input's quantize and the logits' scale stays float.
+    integer_output : bool
+        Return the last layer's int32 accumulators; their scales are in the metadata.
+    dump_ir : path, optional
+        Folder that gets the module after each phase.
+    seed : int
+        Seed of the random weights of ``zoo:`` models.
+    output : path, optional
+        The library's file; a temporary one where None.
+
+    Returns
+    -------
+    Library
+        The library, loaded.
+
+    Raises
+    ------
+    Q4Error
+        For anything wrong with the model, the target or the options; nothing is written then.
+    """
+    from tvm_q4.library import check_writable, export_library, load
+
+    if tuning_log or strict_log:
+        raise InputError("tuning logs cannot be read in this version; compile without --tuning-log and --strict-log")
+    if output is not None:
+        check_writable(output)
+    resolved = parse_target(target) if isinstance(target, str) else target
+    mod = _load(model, batch, image_size, seed)
+    compiled = compile_module(mod, resolved, Options(require_integer_only, integer_output, dump_ir))
+    path = Path(output) if output is not None else Path(tempfile.mkdtemp(prefix="tvm_q4_")) / "library.so"
+    export_library(compiled.executable, compiled.metadata, path)
+    return load(path)
+
+
+def _load(model: Any, batch: int | None, image_size: tuple[int, int] | None, seed: int) -> tvm.IRModule:
+    if isinstance(model, tvm.IRModule):
+        return model
+    if isinstance(model, (str, Path)):
+        from tvm_q4.frontend import load_model
+
+        return load_model(model, batch=batch, image_size=image_size, seed=seed, require_quantized=True)
+    from tvm_q4.frontend.torch_export import import_exported
+
+    return import_exported(model, batch=batch, image_size=image_size)
+
+
+def compile_module(mod: tvm.IRModule, target: Target, options: Options = Options()) -> Compiled:
+    """Compile a module of the QDQ or integer stage for `target`.
+
+    Raises
+    ------
+    UnsupportedError
+        If `require_integer_only` is asked for and an operator stays float.
+    """
+    integer = to_integer(mod, dump_dir=options.dump_ir)
+    digest = model_hash(integer)
+    if options.integer_output:
+        integer = IntegerOutput(integer)
+    float_ops = check_integer_only(integer)
+    _report_float(float_ops, options.require_integer_only)
+    fused = to_fused(integer, dump_dir=options.dump_ir)
+    lowered = lower_to_tir(fused, target, list(RULES), lambda _signature: None)
+    dump_module(lowered.mod, options.dump_ir, "lowered")
+    planned = lower_relax(lowered.mod, target, dump_dir=options.dump_ir)
+    executable = relax.build(planned, target=target, relax_pipeline=tvm.transform.Sequential([]))
+    facts = {"sha256": digest, "arena_bytes": int(planned.attrs[ARENA_ATTR]), "float_ops": float_ops}
+    return Compiled(executable, build_metadata(integer, fused, lowered, target, facts))
+
+
+def _report_float(float_ops: list[dict[str, Any]], forbidden: bool) -> None:
+    if not float_ops:
+        return
+    first = float_ops[0]
+    text = f"{len(float_ops)} operators stay float, first {first['op']} at {first['name']!r} ({first['reason']})"
+    if forbidden:
+        raise UnsupportedError(f"the model is not integer only: {text}; quantize them or drop --require-integer-only")
+    logger.warning("%s", text)

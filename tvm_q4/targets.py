@@ -1,0 +1,62 @@
+"""TARGET strings: this CPU, TVM target tags, JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+
+from tvm.target import Target
+from tvm.target.codegen import llvm_get_system_cpu, llvm_is_valid_cpu
+
+from tvm_q4.errors import TargetError
+
+
+def parse_target(text: str) -> Target:
+    """A TVM target from what a user wrote.
+
+    Parameters
+    ----------
+    text : str
+        ``llvm`` (this CPU), a TVM target tag, or a JSON object such as
+        ``{"kind": "llvm", "mcpu": "cascadelake"}``.
+
+    Raises
+    ------
+    TargetError
+        If there is no such target, or this version has no kernels for its kind.
+    """
+    text = text.strip()
+    if text == "llvm":
+        return Target({"kind": "llvm", "mcpu": llvm_get_system_cpu(), "num-cores": os.cpu_count() or 1})
+    if text.startswith(("cuda", "nvidia/")):
+        raise TargetError(f"target {text!r}: this version has CPU kernels only; use --target llvm")
+    target = _from_json(text) if text.startswith("{") else _from_tag(text)
+    if target.kind.name != "llvm":
+        msg = f"target {text!r} is of kind {target.kind.name!r}, for which there are no kernels; use --target llvm"
+        raise TargetError(msg)
+    mcpu = str(target.attrs.get("mcpu", ""))
+    if mcpu and not llvm_is_valid_cpu(mcpu, str(target.attrs.get("mtriple", "")) or Target("llvm").attrs["mtriple"]):
+        raise TargetError(f"target {text!r}: LLVM knows no CPU {mcpu!r}; see `tvm-q4 doctor` for this one's name")
+    return target
+
+
+def _from_json(text: str) -> Target:
+    try:
+        return Target(json.loads(text))
+    except json.JSONDecodeError as error:
+        raise TargetError(f"target {text!r} is not valid JSON: {error}") from None
+    except Exception as error:  # TVM raises several kinds for wrong attributes
+        raise TargetError(f"target {text!r} is not a TVM target: {_first_line(error)}") from None
+
+
+def _from_tag(text: str) -> Target:
+    try:
+        return Target(text)
+    except Exception:
+        msg = f"target {text!r} does not exist; use llvm, a TVM target tag or a JSON object"
+        raise TargetError(msg) from None
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
