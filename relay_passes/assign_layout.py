@@ -15,7 +15,7 @@ from tvm import relax
 
 from tvm_q4 import ops
 from tvm_q4.errors import UnsupportedError
-from tvm_q4.relay_passes.fuse_epilogue import dataflow_bindings
+from tvm_q4.relay_passes._rewrite import dataflow_bindings
 from tvm_q4.schedules.layout import LANES, Layout, round_up, shape4
 
 

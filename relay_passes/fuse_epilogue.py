@@ -8,35 +8,16 @@ brought to int32, as NVIDIA's skip) is pulled into its consumers instead of bein
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import tvm
 from tvm import relax
 
 from tvm_q4 import ops
+from tvm_q4.relay_passes._rewrite import dataflow_bindings, substitute, variables
 
 FUSED_ATTR = "q4.fused"
 _ANCHORS = ("conv2d", "dense", "max_pool2d", "avg_pool2d")
 _ELEMENTWISE = ("requantize", "add", "dequantize")
 _LEAVES = ("quantize", "concat")
-
-
-def dataflow_bindings(func: relax.Function) -> list[relax.VarBinding]:
-    """Bindings of a straight-line function, in order."""
-    return [b for block in func.body.blocks for b in block.bindings]
-
-
-def _vars(expr: relax.Expr) -> Iterator[relax.Var]:
-    if isinstance(expr, relax.Var):
-        yield expr
-    elif isinstance(expr, relax.Tuple):
-        for field in expr.fields:
-            yield from _vars(field)
-    elif isinstance(expr, relax.TupleGetItem):
-        yield from _vars(expr.tuple_value)
-    elif isinstance(expr, relax.Call):
-        for arg in expr.args:
-            yield from _vars(arg)
 
 
 class _Grouper:
@@ -45,7 +26,7 @@ class _Grouper:
     def __init__(self, bindings: list[relax.VarBinding]) -> None:
         self.bindings = bindings
         self.index = {b.var: i for i, b in enumerate(bindings)}
-        self.operands = [[self.index[v] for v in _vars(b.value) if v in self.index] for b in bindings]
+        self.operands = [[self.index[v] for v in variables(b.value) if v in self.index] for b in bindings]
         self.group: dict[int, int] = {}
         self.inlined: set[int] = set()
         self.needs: dict[int, set[int]] = {}
@@ -125,7 +106,7 @@ class _Grouper:
 
 def _escaping(grouper: _Grouper, result: relax.Expr) -> set[int]:
     """Bindings whose value is read outside their own group, or is returned."""
-    out = {grouper.index[v] for v in _vars(result) if v in grouper.index}
+    out = {grouper.index[v] for v in variables(result) if v in grouper.index}
     for i in range(len(grouper.bindings)):
         if i in grouper.inlined:
             continue
@@ -138,10 +119,10 @@ def _escaping(grouper: _Grouper, result: relax.Expr) -> set[int]:
 def _forced(bindings: list[relax.VarBinding], result: relax.Expr) -> set[int]:
     """Widening requantizes that must be stored: read by something that is no elementwise q4 operator."""
     index = {b.var: i for i, b in enumerate(bindings)}
-    out = {index[v] for v in _vars(result) if v in index}
+    out = {index[v] for v in variables(result) if v in index}
     for b in bindings:
         if not any(ops.is_q4(b.value, k) for k in _ELEMENTWISE):
-            out |= {index[v] for v in _vars(b.value) if v in index}
+            out |= {index[v] for v in variables(b.value) if v in index}
     return out
 
 
@@ -155,15 +136,7 @@ class _Emitter:
 
     def outside(self, expr: relax.Expr) -> relax.Expr:
         """`expr` with variables of the old function replaced by those of the new one."""
-        if isinstance(expr, relax.Var):
-            return self.env[expr]
-        if isinstance(expr, relax.Tuple):
-            return relax.Tuple([self.outside(f) for f in expr.fields])
-        if isinstance(expr, relax.TupleGetItem):
-            return relax.TupleGetItem(self.outside(expr.tuple_value), expr.index)
-        if isinstance(expr, relax.Call):
-            return relax.Call(expr.op, [self.outside(a) for a in expr.args], expr.attrs, expr.ty_args)
-        return expr
+        return substitute(expr, lambda var: self.env[var])
 
     def single(self, i: int) -> None:
         binding = self.grouper.bindings[i]
@@ -176,7 +149,7 @@ class _Emitter:
         members = self._with_inlined(members)
         inside = {g.bindings[i].var for i in members}
         external = list(
-            dict.fromkeys(v for i in members for v in _vars(g.bindings[i].value) if v not in inside)
+            dict.fromkeys(v for i in members for v in variables(g.bindings[i].value) if v not in inside)
         )
         func = self._function(members, external, escaping)
         anchor = ops.attrs_of(g.bindings[members[0]].value)["name"]

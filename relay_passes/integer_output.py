@@ -12,7 +12,7 @@ from tvm import relax
 from tvm_q4 import ops
 from tvm_q4.errors import UnsupportedError
 from tvm_q4.meta import with_meta
-from tvm_q4.relay_passes.fuse_epilogue import dataflow_bindings
+from tvm_q4.relay_passes._rewrite import dataflow_bindings
 
 
 @tvm.transform.module_pass(opt_level=0, name="IntegerOutput")

@@ -19,8 +19,9 @@ from tvm_q4 import ops
 from tvm_q4.errors import UnsupportedError
 from tvm_q4.meta import model_meta
 from tvm_q4.quant import IntRange
+from tvm_q4.relay_passes._rewrite import dataflow_bindings, shape_of, substitute
 from tvm_q4.relay_passes.assign_layout import Placement, assign_layouts, is_integer
-from tvm_q4.relay_passes.fuse_epilogue import dataflow_bindings
+
 from tvm_q4.schedules.layer import Layer, Op, Tensor, layer_from_function
 from tvm_q4.schedules.layout import PLAIN, shape4
 from tvm_q4.schedules.rule import Choice, ScheduleRule, select
@@ -48,10 +49,6 @@ class Lowered:
     weight_bytes: dict[str, int] = field(default_factory=dict)
 
 
-def _shape(expr: relax.Expr) -> tuple[int, ...]:
-    return tuple(int(d) for d in expr.ty.shape)
-
-
 class _Lowering:
     """Rewrites one function body; kernels and constants are shared through `kernels`."""
 
@@ -72,7 +69,7 @@ class _Lowering:
         source = _input_quantize(self.mod) if quantized else None
         self.env, self.tensors, self.record = {}, {}, not quantized
         old = main.params[0]
-        ty = relax.TensorType(_shape(source), str(source.ty.dtype)) if source is not None else old.ty
+        ty = relax.TensorType(shape_of(source), str(source.ty.dtype)) if source is not None else old.ty
         param = relax.Var(old.name, ty)
         with self.builder.function(name, [param]):
             with self.builder.dataflow():
@@ -94,7 +91,7 @@ class _Lowering:
     def _set_float(self, var: relax.Var, expr: relax.Expr, name: str) -> None:
         self.env[var] = expr
         if isinstance(var.ty, relax.TensorType):
-            shape = _shape(var)
+            shape = shape_of(var)
             self.tensors[var] = Tensor(name, shape4(shape), str(var.ty.dtype), None, PLAIN, rank=len(shape))
 
     def _binding(self, var: relax.Var, value: relax.Expr) -> None:
@@ -109,18 +106,7 @@ class _Lowering:
         elif is_integer(var):
             self._movement(var, value)
         else:
-            self._set_float(var, self.builder.emit(self._substitute(value)), var.name)
-
-    def _substitute(self, value: relax.Expr) -> relax.Expr:
-        if isinstance(value, relax.Var):
-            return self.env[value]
-        if isinstance(value, relax.Tuple):
-            return relax.Tuple([self._substitute(f) for f in value.fields])
-        if isinstance(value, relax.TupleGetItem):
-            return relax.TupleGetItem(self._substitute(value.tuple_value), value.index)
-        if isinstance(value, relax.Call):
-            return relax.Call(value.op, [self._substitute(a) for a in value.args], value.attrs, value.ty_args)
-        return value
+            self._set_float(var, self.builder.emit(substitute(value, lambda v: self.env[v])), var.name)
 
     def _group(self, var: relax.Var, call: relax.Call) -> None:
         func = self.mod[call.op]
@@ -178,19 +164,19 @@ class _Lowering:
         if op in ("relax.reshape", "relax.flatten") and _is_alias(tensor, var, place):
             self.env[var] = self.env[source]
             self.tensors[var] = Tensor(
-                tensor.name, shape4(_shape(var)), tensor.dtype, tensor.range, place.layout, place.fill
+                tensor.name, shape4(shape_of(var)), tensor.dtype, tensor.range, place.layout, place.fill
             )
             return
         attrs = _movement_attrs(op, value, tensor)
-        layer = _gather(f"{tensor.name}.{op.split('.')[-1]}", attrs, tensor, _shape(var), place)
+        layer = _gather(f"{tensor.name}.{op.split('.')[-1]}", attrs, tensor, shape_of(var), place)
         self._set_integer(var, layer, var.name, self.env[source])
 
     def _import(self, var: relax.Var, param: relax.Var) -> None:
         place = self.placements[var]
-        shape, dtype = shape4(_shape(var)), str(var.ty.dtype)
+        shape, dtype = shape4(shape_of(var)), str(var.ty.dtype)
         lo, hi = input_range(self.mod, dtype)
-        plain = Tensor("input", shape, dtype, IntRange(lo, hi), PLAIN, rank=len(_shape(var)))
-        layer = _gather("input", {"mode": "import"}, plain, _shape(var), place)
+        plain = Tensor("input", shape, dtype, IntRange(lo, hi), PLAIN, rank=len(shape_of(var)))
+        layer = _gather("input", {"mode": "import"}, plain, shape_of(var), place)
         self._set_integer(var, layer, "import", param)
 
     def _set_integer(self, var: relax.Var, layer: Layer, key: str, arg: relax.Expr) -> None:
@@ -205,7 +191,7 @@ class _Lowering:
         if result not in self.placements:
             return self.env[result]
         tensor = self.tensors[result]
-        shape = _shape(result)
+        shape = shape_of(result)
         layer = _gather(f"{tensor.name}.plain", {"mode": "import"}, tensor, shape, Placement(PLAIN))
         plain = self._emit(layer, "output", [self.env[result]])[0]
         return plain
@@ -213,7 +199,7 @@ class _Lowering:
 
 def _is_alias(tensor: Tensor, var: relax.Var, place: Placement) -> bool:
     """Whether a reshape only drops or adds positions of extent one, in the same memory."""
-    new = shape4(_shape(var))
+    new = shape4(shape_of(var))
     return tensor.shape == new and tensor.layout == place.layout and tensor.shape[2:] == (1, 1)
 
 
@@ -228,7 +214,7 @@ def _movement_attrs(op: str, value: relax.Call, tensor: Tensor) -> dict[str, Any
     """Attributes of the gather that equals a Relax data-movement operator."""
     if op in ("relax.reshape", "relax.flatten"):
         n, c, h, w = tensor.shape
-        if _shape(value) == (n, c * h * w):
+        if shape_of(value) == (n, c * h * w):
             return {"mode": "flatten"}
     if op == "relax.strided_slice":
         begin, step = [0] * 4, [1] * 4

@@ -7,13 +7,13 @@ section 5): largest tensors first, each at the lowest offset that is free while 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import tvm
 from tvm import relax
 
+from tvm_q4.relay_passes._rewrite import dataflow_bindings, substitute, variables
 from tvm_q4.schedules.layout import round_up
 
 ALIGNMENT = 64
@@ -48,19 +48,6 @@ def assign_offsets(tensors: list[Lifetime]) -> int:
     return round_up(total, ALIGNMENT)
 
 
-def _used(expr: relax.Expr) -> Iterator[relax.Var]:
-    if isinstance(expr, relax.Var):
-        yield expr
-    elif isinstance(expr, relax.Tuple):
-        for f in expr.fields:
-            yield from _used(f)
-    elif isinstance(expr, relax.TupleGetItem):
-        yield from _used(expr.tuple_value)
-    elif isinstance(expr, relax.Call):
-        for a in expr.args:
-            yield from _used(a)
-
-
 def _is_alloc(value: relax.Expr) -> bool:
     return (
         isinstance(value, relax.Call)
@@ -75,7 +62,7 @@ def _bytes(var: relax.Var) -> int:
 
 def _lifetimes(func: relax.Function) -> tuple[dict[relax.Var, Lifetime], list[relax.VarBinding]]:
     """Allocations that do not leave the function, with the last statement that reaches them."""
-    bindings = [b for block in func.body.blocks for b in block.bindings]
+    bindings = dataflow_bindings(func)
     roots: dict[relax.Var, set[relax.Var]] = {}
     lives: dict[relax.Var, Lifetime] = {}
     for i, b in enumerate(bindings):
@@ -83,12 +70,12 @@ def _lifetimes(func: relax.Function) -> tuple[dict[relax.Var, Lifetime], list[re
             roots[b.var] = {b.var}
             lives[b.var] = Lifetime(_bytes(b.var), i, i)
             continue
-        reached = set().union(*(roots.get(v, set()) for v in _used(b.value)))
+        reached = set().union(*(roots.get(v, set()) for v in variables(b.value)))
         for root in reached:
             lives[root].last = i
         if not isinstance(b.value, relax.Call) or not isinstance(b.value.op, relax.GlobalVar):
             roots[b.var] = reached
-    for v in _used(func.body.body):
+    for v in variables(func.body.body):
         for root in roots.get(v, set()):
             lives.pop(root, None)
     return lives, bindings
@@ -107,26 +94,14 @@ def _plan(func: relax.Function) -> tuple[relax.Function, int]:
         )
         env: dict[relax.Var, relax.Expr] = {}
         for b in bindings:
-            value = _replace(b.value, env)
+            value = substitute(b.value, lambda var: env.get(var, var))
             if b.var in lives:
                 value = relax.op.memory.alloc_tensor(
                     storage, lives[b.var].offset, b.value.args[0], str(b.var.ty.dtype)
                 )
             env[b.var] = builder.emit(value, name_hint=b.var.name)
-        builder.emit_func_output(_replace(func.body.body, env))
+        builder.emit_func_output(substitute(func.body.body, lambda var: env.get(var, var)))
     return builder.get()["planned"], total
-
-
-def _replace(expr: relax.Expr, env: dict[relax.Var, relax.Expr]) -> relax.Expr:
-    if isinstance(expr, relax.Var):
-        return env.get(expr, expr)
-    if isinstance(expr, relax.Tuple):
-        return relax.Tuple([_replace(f, env) for f in expr.fields])
-    if isinstance(expr, relax.TupleGetItem):
-        return relax.TupleGetItem(_replace(expr.tuple_value, env), expr.index)
-    if isinstance(expr, relax.Call):
-        return relax.Call(expr.op, [_replace(a, env) for a in expr.args], expr.attrs, expr.ty_args)
-    return expr
 
 
 @tvm.transform.module_pass(opt_level=0, name="PlanMemory")

@@ -12,7 +12,7 @@ from tvm.target import Target
 
 from tvm_q4 import __version__, ops
 from tvm_q4.meta import model_meta
-from tvm_q4.relay_passes.fuse_epilogue import dataflow_bindings
+from tvm_q4.relay_passes._rewrite import dataflow_bindings
 from tvm_q4.relay_passes.lower_to_tir import Lowered, LoweredCall, has_quantized_input
 from tvm_q4.schedules.layer import Tensor
 
