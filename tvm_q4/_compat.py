@@ -1,0 +1,91 @@
+"""The TVM that this version works with, and the TVM names that move between releases.
+
+apache-tvm and apache-tvm-ffi come as two packages that share a C++ ABI which nothing checks: a pair
+that was not built together imports well and crashes later, inside the scheduler. `require_pair`
+looks at the installed versions without importing either, so that a wrong pair is a readable error.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import importlib.metadata
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from tvm_q4.errors import EnvironmentMismatch
+
+TVM_PACKAGE = "apache-tvm"
+FFI_PACKAGE = "apache-tvm-ffi"
+TESTED_PAIRS = {"0.27.0.post1": ("0.1.14.post1",)}
+"""Versions of apache-tvm, each with the versions of apache-tvm-ffi that it was tested with."""
+
+
+def installed_version(package: str) -> str | None:
+    """Version of an installed distribution; None where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def pair_problem(tvm: str | None, ffi: str | None) -> str | None:
+    """What is wrong with this pair of versions.
+
+    Parameters
+    ----------
+    tvm, ffi : str or None
+        Installed versions of apache-tvm and apache-tvm-ffi; None where not installed.
+
+    Returns
+    -------
+    str or None
+        One line that says what was found and what to do; None for a tested pair.
+    """
+    if tvm in TESTED_PAIRS and ffi in TESTED_PAIRS[tvm]:
+        return None
+    good_tvm, (good_ffi, *_) = next(iter(TESTED_PAIRS.items()))
+    found = f"{TVM_PACKAGE} {tvm or '(missing)'} with {FFI_PACKAGE} {ffi or '(missing)'}"
+    return (
+        f"{found} is not a pair that tvm-q4 was tested with (wrong pairs crash while compiling); "
+        f"run: pip install {TVM_PACKAGE}=={good_tvm} {FFI_PACKAGE}=={good_ffi}"
+    )
+
+
+def installed_pair_problem() -> str | None:
+    """`pair_problem` of what is installed here."""
+    return pair_problem(installed_version(TVM_PACKAGE), installed_version(FFI_PACKAGE))
+
+
+class _RefuseTvm(importlib.abc.MetaPathFinder):
+    """Turns the first ``import tvm`` into an error; put in place for a wrong pair only."""
+
+    def __init__(self, problem: str) -> None:
+        self.problem = problem
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if name in ("tvm", "tvm_ffi"):
+            raise EnvironmentMismatch(self.problem)
+        return None
+
+
+def require_pair() -> None:
+    """Make a wrong TVM / tvm-ffi pair an error before TVM's C++ code is loaded.
+
+    A wrong pair does not stop ``import tvm_q4``, so that ``tvm-q4 doctor`` can report it; it stops
+    the import of TVM that follows.
+
+    Raises
+    ------
+    EnvironmentMismatch
+        At once, if TVM is loaded already.
+    """
+    problem = installed_pair_problem()
+    if problem is None:
+        return
+    if "tvm" in sys.modules or "tvm_ffi" in sys.modules:
+        raise EnvironmentMismatch(problem)
+    sys.meta_path.insert(0, _RefuseTvm(problem))
