@@ -56,6 +56,7 @@ class _Lowering:
         self.mod, self.target, self.rules, self.tuned = mod, target, rules, tuned
         self.placements = assign_layouts(mod)
         self.builder = relax.BlockBuilder()
+        self.choices: dict[str, Choice] = {}
         self.kernels: dict[str, relax.GlobalVar] = {}
         self.constants: dict[str, list[tvm.ir.GenericConst]] = {}
         self.result = Lowered(mod)
@@ -135,7 +136,9 @@ class _Lowering:
     def _emit(self, layer: Layer, key: str, args: list[relax.Expr]) -> list[relax.Expr]:
         """Emit the kernel call of a layer; returns its results."""
         text = signature(layer)
-        choice = select(self.rules, layer, self.target, self.tuned(text))
+        if text not in self.choices:
+            self.choices[text] = select(self.rules, layer, self.target, self.tuned(text))
+        choice = self.choices[text]
         name = kernel_name(layer, text)
         if name not in self.kernels:
             func = choice.rule.schedule(layer, self.target, choice.params, name)

@@ -123,9 +123,8 @@ class DirectConv2d(ScheduleRule):
         op = layer.ops[0]
         forms = {f.name: f for f in dot_forms(target, layer.data.range, op.attrs["weight_bits"])}
         form = forms[str(params.get("form", next(iter(forms))))]
-        weight = op.params["weight"]
-        largest = int(np.abs(weight.reshape(weight.shape[0], -1), dtype=np.int64).sum(axis=1).max())
-        if form.nibble_scale * 255 * largest > INT32_MAX:
+        reduced = int(np.prod(op.params["weight"].shape[1:]))
+        if form.nibble_scale * 8 * 255 * reduced > INT32_MAX:
             return replace(form, nibble_scale=1)
         return form
 

@@ -20,7 +20,9 @@ extension) and the accumulator is divided by 16 at the end, exactly.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from tvm import tirx
@@ -127,10 +129,12 @@ def _join(parts: list[Any]) -> Any:
     return tirx.Shuffle(parts, [tirx.const(i, "int32") for i in range(LANES)])
 
 
-def features(target: Target) -> set[str]:
-    """Those of the CPU features that matter here which `target` has."""
+@lru_cache
+def features(target_json: str) -> frozenset[str]:
+    """Those of the CPU features that matter here which a target (its JSON text) has."""
     names = ("avx2", "avx512vnni", "avx512vl", "avxvnni")
-    return {n for n in names if target_has_features(n, target)}
+    target = Target(json.loads(target_json))
+    return frozenset(n for n in names if target_has_features(n, target))
 
 
 def dot_forms(target: Target, data: IntRange, weight_bits: int) -> list[DotForm]:
@@ -139,7 +143,7 @@ def dot_forms(target: Target, data: IntRange, weight_bits: int) -> list[DotForm]
     ``maddubs`` adds two products in saturating int16: it qualifies only where
     ``2 * max|x| * max|w|`` fits, from the declared ranges.
     """
-    has = features(target)
+    has = features(str(target))
     top = 255 if data.signed else max(data.hi, 1)
     scaled = 2 * top * 128 <= 32767
     out = []
