@@ -169,7 +169,7 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 @torch.no_grad()
 def count_correct(model: nn.Module, data: Split, batch: int = 250) -> int:
-    """Return how many images of `data` the model classifies correctly (float32, batches of `batch`).
+    """Return how many images of `data` the model classifies correctly (in float32).
 
     `len(data)` need not be a multiple of `batch`. The caller puts the model into evaluation mode.
     """

@@ -7,6 +7,7 @@ scale ``1 / sqrt(values * quant_max)``). The step starts where an observer of `o
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +52,7 @@ class LearnedStepFakeQuantize(FakeQuantizeBase):
     ch_axis = 0
     scale: nn.Parameter
 
-    def __init__(self, observer: Callable, **kwargs) -> None:  # type: ignore[no-untyped-def]
+    def __init__(self, observer: Callable[..., Any], **kwargs: Any) -> None:
         super().__init__()
         self.observer = observer(**kwargs)
         self.dtype, self.qscheme = self.observer.dtype, self.observer.qscheme
@@ -63,7 +64,7 @@ class LearnedStepFakeQuantize(FakeQuantizeBase):
         self.scale = nn.Parameter(self.observer.calculate_qparams()[0])
         self.learning = True
 
-    def calculate_qparams(self) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """Return scales (float32) and zero points (int64, all zero), each [1] or [C]."""
         if not self.learning:
             return self.observer.calculate_qparams()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.fx import Graph, Node
 
@@ -22,7 +24,7 @@ MOVES = (aten.slice.Tensor, aten.pad.default, aten.constant_pad_nd.default)
 RESHAPES = (aten.flatten.using_ints, *DROPOUTS)
 
 
-def called(node: Node, operators: tuple) -> bool:
+def called(node: Node, operators: tuple[Any, ...]) -> bool:
     """Return whether `node` calls one of `operators`."""
     return node.op == "call_function" and node.target in operators
 
@@ -61,7 +63,7 @@ def is_non_negative(node: Node) -> bool:
     if called(node, RELUS):
         return True
     if called(node, CLAMPS):
-        return len(node.args) < 2 or float(node.args[1]) >= 0.0  # type: ignore[arg-type]
+        return len(node.args) < 2 or float(node.args[1]) >= 0.0
     if called(node, MAX_POOLS + AVERAGE_POOLS + MOVES + RESHAPES + CONCATS):
         return all(is_non_negative(source) for source in tensor_inputs(node))
     return False

@@ -6,6 +6,8 @@ All of them are symmetric with zero point 0: `limit`, a magnitude, is mapped to 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torchao.quantization.pt2e import ObserverBase
@@ -54,7 +56,7 @@ class LimitObserver(ObserverBase):
         """Return the limit from what was observed: float32 [1] or [C]."""
         return self.limit
 
-    def calculate_qparams(self) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """Return scales (float32) and zero points (int64, all zero), each [1] or [C]."""
         limit = self.find_limit()
         if limit.numel() == 0:
@@ -107,7 +109,7 @@ class HistogramObserver(LimitObserver):
 
     _BINS = 4096
 
-    def __init__(self, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.top = 0.0
         self.counts = torch.zeros(self._BINS, dtype=torch.float64)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
+import logging
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +103,7 @@ def capture(
         Record a module in training mode (batch statistics, dropout).
     """
     if isinstance(model, nn.Module):
-        model = export(model.train(training), example_inputs)
+        model = export(copy.deepcopy(model).train(training), example_inputs)
     module = model.module(check_guards=False)
     for node in module.graph.nodes:
         if node.op == "call_function" and node.target in _OUT_OF_PLACE:
@@ -192,8 +195,8 @@ def save_program(
     try:
         torch.export.save(program, partial, extra_files=files)
         partial.replace(path)
-    except OSError as error:
-        msg = f"output path '{path}' cannot be written: {error}"
+    except (OSError, RuntimeError) as error:
+        msg = f"output path '{path}' cannot be written: {str(error).splitlines()[0]}"
         raise InputError(msg) from error
     finally:
         partial.unlink(missing_ok=True)
@@ -207,17 +210,29 @@ def load_program(path: str | Path) -> tuple[ExportedProgram, dict[str, Any]]:
     InputError
         If the file is missing or is not a program of ``torch.export.save``.
     """
+    msg = f"'{path}' is not a .pt2 program of torch.export.save (missing, truncated or other)"
     if not zipfile.is_zipfile(path):
-        msg = f"'{path}' is not a .pt2 program of torch.export.save (missing, truncated or other)"
         raise InputError(msg)
     files = {METADATA_FILE: ""}
     try:
-        program = torch.export.load(path, extra_files=files)
+        with _quiet("torch.export"):
+            program = torch.export.load(path, extra_files=files)
     except Exception as error:
-        msg = f"'{path}' is not a readable .pt2 program: {str(error).splitlines()[0]}"
         raise InputError(msg) from error
     text = files[METADATA_FILE]
     return program, json.loads(text) if text else {}
+
+
+@contextlib.contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Silence a logger: torch logs a traceback before it raises."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _remove_dropout(module: GraphModule) -> None:
@@ -228,7 +243,7 @@ def _remove_dropout(module: GraphModule) -> None:
     module.recompile()
 
 
-def _choice(table: dict, name: str, what: str):  # type: ignore[no-untyped-def]
+def _choice(table: dict[str, Any], name: str, what: str) -> Any:
     if name not in table:
         msg = f"{what} is {name!r}; use one of {', '.join(table)}"
         raise InputError(msg)

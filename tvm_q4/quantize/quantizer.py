@@ -21,6 +21,7 @@ all with zero point 0; weights are -127..127 and -7..7. Biases stay float: impor
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
@@ -58,8 +59,8 @@ class Q4Quantizer(Quantizer):
     def __init__(
         self,
         config: BitConfig,
-        weight_observer: Callable,
-        activation_observer: Callable,
+        weight_observer: Callable[..., Any],
+        activation_observer: Callable[..., Any],
         residual_bits: int = 8,
     ) -> None:
         super().__init__()
