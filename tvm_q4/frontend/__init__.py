@@ -60,13 +60,15 @@ def load_model(
         )
     path = Path(text)
     if not path.exists():
-        raise InputError(f"model '{text}' does not exist; give a .pt2 file, a recipe folder or zoo:NAME")
+        raise InputError(
+            f"model '{text}' does not exist; give a .pt2 file, a recipe folder or zoo:NAME"
+        )
     if path.is_dir():
         return _load_folder(path, batch, image_size)
     if path.suffix in (".onnx", ".tar", ".pth"):
         raise UnsupportedError(
-            f"model '{text}': {path.suffix} files cannot be read in this version; give a .pt2 of torch.export, "
-            "a recipe folder or zoo:NAME"
+            f"model '{text}': {path.suffix} files cannot be read in this version; "
+            "give a .pt2 of torch.export, a recipe folder or zoo:NAME"
         )
     return _lazy("torch_export").load_pt2_model(
         path, batch=batch, image_size=image_size, require_quantized=require_quantized
@@ -77,12 +79,16 @@ def _check_sizes(batch: int | None, image_size: tuple[int, int] | None) -> None:
     if batch is not None and batch < 1:
         raise InputError(f"batch is {batch}; it must be at least 1")
     if image_size is not None and (len(image_size) != 2 or min(image_size) < 1):
-        raise InputError(f"image size is {image_size}; it must be two positive numbers, height and width")
+        raise InputError(
+            f"image size is {image_size}; it must be two positive numbers, height and width"
+        )
 
 
 def _load_folder(path: Path, batch: int | None, image_size: tuple[int, int] | None) -> tvm.IRModule:
     if not (path / "graph.json").is_file():
-        raise InputError(f"folder '{path}' has no graph.json; an integer recipe has graph.json and model.npz")
+        raise InputError(
+            f"folder '{path}' has no graph.json; an integer recipe has graph.json and model.npz"
+        )
     return _lazy("recipe").read_recipe(path, batch=batch, image_size=image_size)
 
 
@@ -93,5 +99,5 @@ def _lazy(module: str) -> Any:
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in _TORCH_PACKAGES:
             raise
-        msg = f"this model needs {error.name}, which is not installed; run: pip install \"tvm-q4[torch]\""
+        msg = f'this model needs {error.name}; install it with: pip install "tvm-q4[torch]"'
         raise EnvironmentMismatch(msg) from error

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.ao.quantization.fx._decomposed  # noqa: F401  (registers quantized_decomposed)
+import torch.ao.quantization.fx._decomposed
 from torch.export import ExportedProgram
 from torch.export.pt2_archive import constants as layout
 from torch.export.pt2_archive._package import PT2ArchiveReader, load_pt2
@@ -70,8 +70,8 @@ def read_pt2(path: str | Path) -> Pt2File:
     """
     data = _read(Path(path))
     where = f"'{path}'"
+    reader = _open(data, where)
     try:
-        reader = PT2ArchiveReader(io.BytesIO(data))
         names = reader.get_file_names()
         config = _checked(reader, names, where)
         extra = _metadata(reader, names, where)
@@ -82,9 +82,11 @@ def read_pt2(path: str | Path) -> Pt2File:
         raise
     except Exception as error:  # torch reports a damaged archive with many exception types
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        msg = f"{where} is not a readable torch.export program ({reason[:200]}); save it again with torch.export.save"
-        raise InputError(msg) from error
-    return Pt2File(program, extra, hashlib.sha256(data).hexdigest(), str(config.get("torch_version", "")))
+        msg = f"{where} is not a readable torch.export program ({reason[:200]})"
+        raise InputError(f"{msg}; save it again with torch.export.save") from error
+    return Pt2File(
+        program, extra, hashlib.sha256(data).hexdigest(), str(config.get("torch_version", ""))
+    )
 
 
 def _read(path: Path) -> bytes:
@@ -96,6 +98,14 @@ def _read(path: Path) -> bytes:
         kind = "is truncated or damaged" if data[:2] == b"PK" else "is not a .pt2 file"
         raise InputError(f"'{path}' {kind}; expected what torch.export.save writes")
     return data
+
+
+def _open(data: bytes, where: str) -> PT2ArchiveReader:
+    try:
+        return PT2ArchiveReader(io.BytesIO(data))
+    except Exception as error:  # torch's reader raises RuntimeError and AssertionError
+        msg = f"{where} is a zip archive but not a torch.export program (torch.save's differ)"
+        raise InputError(f"{msg}; save the model with torch.export.save") from error
 
 
 class _quiet:
@@ -113,13 +123,21 @@ class _quiet:
 def _checked(reader: PT2ArchiveReader, names: list[str], where: str) -> dict[str, Any]:
     """Refuse archives that hold anything but one program of plain tensors; return its JSON."""
     if _MODEL not in names:
-        raise InputError(f"{where} holds no torch.export program; save the model with torch.export.save")
+        raise InputError(
+            f"{where} holds no torch.export program; save the model with torch.export.save"
+        )
     others = [n for n in names if n.startswith(layout.MODELS_DIR) and n != _MODEL]
     unsafe = [n for n in names if n.startswith((layout.AOTINDUCTOR_DIR, layout.EXECUTORCH_DIR))]
-    unsafe += [n for n in names if n.startswith((layout.WEIGHTS_DIR, layout.CONSTANTS_DIR)) and n.endswith(".pt")]
+    unsafe += [
+        n
+        for n in names
+        if n.startswith((layout.WEIGHTS_DIR, layout.CONSTANTS_DIR)) and n.endswith(".pt")
+    ]
     if others or unsafe:
         found = (others + unsafe)[0]
-        raise InputError(f"{where} holds '{found}', which is not read for safety; save only the exported program")
+        raise InputError(
+            f"{where} holds '{found}', which is not read for safety; save only the exported program"
+        )
     for config in _CONFIGS:
         _check_payload(json.loads(reader.read_string(config)), where)
     _check_samples(reader.read_bytes(_SAMPLES), where)
@@ -131,9 +149,11 @@ def _checked(reader: PT2ArchiveReader, names: list[str], where: str) -> dict[str
 def _check_payload(config: dict[str, Any], where: str) -> None:
     for fqn, entry in config["config"].items():
         path = str(entry["path_name"])
-        plain = path.startswith((layout.WEIGHT_FILENAME_PREFIX, layout.TENSOR_CONSTANT_FILENAME_PREFIX))
+        plain = path.startswith(
+            (layout.WEIGHT_FILENAME_PREFIX, layout.TENSOR_CONSTANT_FILENAME_PREFIX)
+        )
         if entry.get("use_pickle") or not plain:
-            msg = f"{where} stores '{fqn}' as a pickled object, which is not read for safety; use plain tensors"
+            msg = f"{where} stores '{fqn}' as a pickled object, which is not read for safety"
             raise InputError(msg)
 
 
@@ -143,7 +163,7 @@ def _check_samples(data: bytes, where: str) -> None:
     try:
         torch.load(io.BytesIO(data), weights_only=True)
     except Exception as error:
-        msg = f"{where} stores sample inputs that are not plain tensors, which are not read for safety"
+        msg = f"{where} stores sample inputs as objects, which are not read for safety"
         raise InputError(msg) from error
 
 
@@ -156,7 +176,9 @@ def _check_program(tree: Any, where: str) -> None:
             for key, pattern in (("expr_str", _SYMBOL), ("target", _TARGET)):
                 text = item.get(key)
                 if isinstance(text, str) and text and not pattern.fullmatch(text):
-                    raise InputError(f"{where} holds the {key} {text[:80]!r}, which is not read for safety")
+                    raise InputError(
+                        f"{where} holds the {key} {text[:80]!r}, which is not read for safety"
+                    )
             stack += item.values()
         elif isinstance(item, list):
             stack += item
@@ -168,7 +190,9 @@ def _metadata(reader: PT2ArchiveReader, names: list[str], where: str) -> dict[st
     try:
         found = json.loads(text) if text else {}
     except json.JSONDecodeError as error:
-        raise InputError(f"{where}: its {METADATA_FILE} is not JSON ({error.msg}); save the model again") from error
+        raise InputError(
+            f"{where}: its {METADATA_FILE} is not JSON ({error.msg}); save the model again"
+        ) from error
     if not isinstance(found, dict):
         raise InputError(f"{where}: its {METADATA_FILE} is not a JSON object; save the model again")
     return found

@@ -5,51 +5,41 @@ size, not taken from the recording. Names (see `tvm_q4.frontend.torch_names`):
 
 * a convolution or linear layer has its module's path (``layer1.0.conv1``); the ``q4.quantize`` of
   its output, after an activation or not, is ``layer1.0.conv1.out``;
-* a residual add is ``layer1.0.add``, a pool is ``maxpool`` with ``maxpool.out`` as its quantization,
+* a residual add is ``layer1.0.add``, a pool is ``maxpool`` and its quantization ``maxpool.out``,
   the quantized input is ``input``; a second quantization of one tensor ends in ``.q2``;
 * ``q4.dequantize`` is the name of what it reads plus ``.dq``. For a layer's weight it is therefore
   ``layer1.0.conv1.weight.dq``, which is how passes find the layer's name;
-* every float operator carries its name as the source name of its span (`span_name`).
+* every float operator carries its name as the source name of its span, which
+  `tvm_q4.frontend.torch_names.span_name` reads.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import tvm
-from tvm import relax
 
 from tvm_q4.errors import InputError, UnsupportedError
 from tvm_q4.frontend.pt2_file import read_pt2
-from tvm_q4.frontend.torch_names import NameScope, describe, op_name
+from tvm_q4.frontend.torch_graph import SYMBOLIC, GraphImporter
+from tvm_q4.frontend.torch_names import describe, op_name
 from tvm_q4.frontend.torch_ops import CONVERTERS, NO_OPERATION
-from tvm_q4.frontend.torch_ops.registry import NodeView, Value
 from tvm_q4.meta import with_meta
 
 _HINTS = {
     "fake_quant": "convert the trained model with torchao's convert_pt2e before exporting it",
-    "choose_qparams": "dynamic quantization is not supported, calibrate the model (static quantization)",
+    "choose_qparams": "use calibrated (static quantization) scales, dynamic ones are not supported",
 }
-_SYMBOLIC = {
-    "add": lambda a, b: a + b,
-    "sub": lambda a, b: a - b,
-    "mul": lambda a, b: a * b,
-    "floordiv": lambda a, b: a // b,
+_TRAINING = {
+    "aten.batch_norm.default": 5,
+    "aten._native_batch_norm_legit.default": 5,
+    "aten.dropout.default": 2,
+    "aten.dropout_.default": 2,
+    "aten.feature_dropout.default": 2,
 }
-
-
-def _identifier(label: str) -> str:
-    """Variable name that TVMScript prints unchanged."""
-    return re.sub(r"\W", "_", label)
-
-
-def span_name(expr: relax.Expr) -> str | None:
-    """Name that the frontend gave to a float operator's call, or None."""
-    return None if expr.span is None else str(expr.span.source_name.name)
+"""Operators with a training flag: its position, always recorded."""
 
 
 def import_exported(
@@ -89,14 +79,22 @@ def import_exported(
         If batch or image size do not fit the model.
     """
     _check_known(program.graph)
-    importer = _Importer(program, batch, image_size)
-    mod = importer.run()
-    stored = {"name": name, "source_format": "torch.export", "source_tool": f"torch {torch.__version__}"}
+    _check_inference(program.graph)
+    mod = GraphImporter(program, batch, image_size).run()
+    stored = {
+        "name": name,
+        "source_format": "torch.export",
+        "source_tool": f"torch {torch.__version__}",
+    }
     return with_meta(mod, **(stored | (facts or {})))
 
 
 def load_pt2_model(
-    path: Path, *, batch: int | None = None, image_size: tuple[int, int] | None = None, require_quantized: bool = False
+    path: Path,
+    *,
+    batch: int | None = None,
+    image_size: tuple[int, int] | None = None,
+    require_quantized: bool = False,
 ) -> tvm.IRModule:
     """Read a ``.pt2`` file and import it; the parameters of `tvm_q4.frontend.load_model`.
 
@@ -109,8 +107,8 @@ def load_pt2_model(
     """
     file = read_pt2(path)
     if require_quantized and not is_quantized(file.program):
-        msg = f"'{path}' has no quantize nodes: it is a float model; quantize it first with: tvm-q4 quantize"
-        raise InputError(msg)
+        msg = f"'{path}' has no quantize nodes: it is a float model"
+        raise InputError(f"{msg}; quantize it first with: tvm-q4 quantize")
     known = {key: file.metadata[key] for key in ("transform", "classes") if file.metadata.get(key)}
     facts = {"sha256": file.sha256, **known}
     if file.torch_version:
@@ -124,11 +122,20 @@ def is_quantized(program: torch.export.ExportedProgram) -> bool:
     return any("quantize_per_" in op_name(n) for n in program.graph.nodes)
 
 
+def _check_inference(graph: torch.fx.Graph) -> None:
+    """Refuse dropout and batch norm in training mode, before the counters that they update."""
+    for node in graph.nodes:
+        at = _TRAINING.get(op_name(node))
+        if at is not None and node.args[at]:
+            msg = f"{describe(node)} was exported in training mode"
+            raise UnsupportedError(f"{msg}; call model.eval() before torch.export")
+
+
 def _is_known(node: Any) -> bool:
     if node.op in ("placeholder", "output"):
         return True
     op = op_name(node)
-    return op in CONVERTERS or op in NO_OPERATION or op == "getitem" or op in _SYMBOLIC
+    return op in CONVERTERS or op in NO_OPERATION or op == "getitem" or op in SYMBOLIC
 
 
 def _check_known(graph: torch.fx.Graph) -> None:
@@ -139,154 +146,6 @@ def _check_known(graph: torch.fx.Graph) -> None:
     kinds = sorted({op_name(n) for n in unknown})
     hint = next((h for key, h in _HINTS.items() if key in op_name(unknown[0])), "")
     count = f"{len(unknown)} nodes" if len(unknown) > 1 else "1 node"
-    msg = f"{count} of the exported graph not supported ({', '.join(kinds)}); the first is {describe(unknown[0])}"
-    raise UnsupportedError(f"{msg}; {hint or 'remove it from the model or replace it'}")
-
-
-def _tensors(program: torch.export.ExportedProgram) -> dict[str, tuple[str, torch.Tensor]]:
-    """Qualified name and value of the parameter, buffer or constant behind each placeholder."""
-    signature = program.graph_signature
-    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    names |= signature.inputs_to_lifted_tensor_constants
-    stored = {**program.constants, **program.state_dict}
-    return {holder: (fqn, stored[fqn]) for holder, fqn in names.items()}
-
-
-def _input_shape(
-    node: Any, batch: int | None, image_size: tuple[int, int] | None
-) -> tuple[list[int], int | None]:
-    """Shape of the model's input as asked for, and the recorded batch where that is a number."""
-    recorded = node.meta["val"]
-    if recorded.dim() != 4 or recorded.dtype != torch.float32:
-        found = f"{str(recorded.dtype).removeprefix('torch.')} {list(recorded.shape)}"
-        raise UnsupportedError(f"the model's input '{node.name}' is {found}; expected float32 [N, C, H, W]")
-    static = [d if isinstance(d, int) else None for d in recorded.shape]
-    shape = [batch or static[0] or 1, static[1], *(image_size or static[2:])]
-    if None in shape[2:]:
-        raise InputError(f"the model's input '{node.name}' has a dynamic image size; give --image-size HxW")
-    if shape[1] is None or any(d is not None and d < 1 for d in shape):
-        raise InputError(f"the model's input '{node.name}' cannot have shape {shape}; check --batch and --image-size")
-    return [int(d) for d in shape if d is not None], static[0]
-
-
-class _Importer:
-    """Walks one graph and builds one Relax function."""
-
-    def __init__(
-        self, program: torch.export.ExportedProgram, batch: int | None, image_size: tuple[int, int] | None
-    ) -> None:
-        self._graph = program.graph
-        self._tensors = _tensors(program)
-        self._names = NameScope(program.graph, {h: fqn for h, (fqn, _) in self._tensors.items()})
-        self._builder = relax.BlockBuilder()
-        self._bindings: list[relax.VarBinding] = []
-        self._env: dict[Any, Any] = {}
-        self._shared: dict[tuple[Any, ...], Value] = {}
-        self._input = self._only_input(program)
-        shape, self.recorded_batch = _input_shape(self._input, batch, image_size)
-        self.batch = shape[0]
-        self._parameter = relax.Var("x", relax.TensorType(shape, "float32"))
-        self._env[self._input] = Value(self._parameter, "input")
-
-    def _only_input(self, program: torch.export.ExportedProgram) -> Any:
-        users = set(program.graph_signature.user_inputs)
-        nodes = [n for n in self._graph.nodes if n.op == "placeholder" and n.name in users]
-        if len(nodes) != 1:
-            raise UnsupportedError(f"the model takes {len(nodes)} tensors; only models of one image tensor are supported")
-        return nodes[0]
-
-    def emit(self, expr: relax.Expr, label: str) -> relax.Var:
-        """Bind `expr` under the name `label`, which calls also carry as their span's source name."""
-        if isinstance(expr, relax.Call):
-            span = tvm.ir.Span(tvm.ir.SourceName(label), 0, 0, 0, 0)
-            expr = relax.Call(expr.op, expr.args, expr.attrs, expr.ty_args, span)
-        expr = self._builder.normalize(expr)
-        var = relax.DataflowVar(_identifier(label), expr.ty)
-        self._bindings.append(relax.VarBinding(var, expr))
-        return var
-
-    def quantized_name(self, base: str) -> str:
-        """Unique name of a quantization of the tensor `base`."""
-        return self._names.quantized(base)
-
-    def unique(self, stem: str, suffix: str = "") -> str:
-        """``stem + suffix``, with a counter where it is taken."""
-        return self._names.unique(stem, suffix)
-
-    def shared(self, key: tuple[Any, ...], make: Callable[[], Value]) -> Value:
-        """The value made before under `key`, else what `make` makes."""
-        if key not in self._shared:
-            self._shared[key] = make()
-        return self._shared[key]
-
-    def run(self) -> tvm.IRModule:
-        """Build the module. (Without the builder's scopes: they print a warning where a node is refused.)"""
-        for node in self._graph.nodes:
-            self._visit(node)
-        result = self._result()
-        out = relax.Var("logits", result.ty)
-        block = relax.DataflowBlock([*self._bindings, relax.VarBinding(out, result)])
-        function = relax.Function([self._parameter], relax.SeqExpr([block], out), result.ty)
-        return tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
-
-    def _result(self) -> relax.Expr:
-        (outputs,) = next(n for n in self._graph.nodes if n.op == "output").args
-        if len(outputs) != 1:
-            raise UnsupportedError(f"the model returns {len(outputs)} values; only models of one output are supported")
-        value = self._env[outputs[0]]
-        if not isinstance(value, Value) or value.constant:
-            raise UnsupportedError("the model's output does not depend on its input")
-        return value.expr
-
-    def _visit(self, node: Any) -> None:
-        op = op_name(node)
-        if node.op == "output" or node is self._input or op in NO_OPERATION:
-            return
-        if node.op == "placeholder":
-            self._env[node] = self._constant(node)
-        elif op == "getitem":
-            self._env[node] = self._item(node)
-        elif op in _SYMBOLIC:
-            self._env[node] = _SYMBOLIC[op](*(self._resolve(a) for a in node.args))
-        else:
-            self._env[node] = self._convert(node, op)
-
-    def _constant(self, node: Any) -> Value:
-        fqn, tensor = self._tensors[node.name]
-        if tensor.dtype in (torch.float16, torch.bfloat16):
-            raise UnsupportedError(f"parameter '{fqn}' is {tensor.dtype}; export the model in float32")
-        array = tensor.detach().cpu().contiguous().numpy()
-        return Value(relax.const(array, str(array.dtype)), fqn, constant=True)
-
-    def _item(self, node: Any) -> Any:
-        items, index = self._resolve(node.args[0]), node.args[1]
-        if index >= len(items):
-            raise UnsupportedError(f"{describe(node)}: result {index} of {describe(node.args[0])} is not available")
-        return items[index]
-
-    def _resolve(self, arg: Any) -> Any:
-        """Argument with nodes replaced by their values, in lists too."""
-        if isinstance(arg, (list, tuple)):
-            return [self._resolve(a) for a in arg]
-        return self._env[arg] if isinstance(arg, torch.fx.Node) else arg
-
-    def _convert(self, node: Any, op: str) -> Any:
-        view = NodeView(op, self._bind(node), self._names.label(node), describe(node), self._names.roles.get(node))
-        try:
-            return CONVERTERS[op](self, view)
-        except (ValueError, RuntimeError) as error:  # how TVM's type inference refuses shapes
-            reason = " ".join(str(error).split())
-            raise UnsupportedError(f"{view.where}: TVM refuses this operator: {reason}") from error
-
-    def _bind(self, node: Any) -> dict[str, Any]:
-        """Arguments by the names of the operator's schema, defaults filled in."""
-        bound = {}
-        for i, argument in enumerate(node.target._schema.arguments):
-            if i < len(node.args):
-                value = node.args[i]
-            elif argument.name in node.kwargs:
-                value = node.kwargs[argument.name]
-            else:
-                value = argument.default_value if argument.has_default_value() else None
-            bound[argument.name] = self._resolve(value)
-        return bound
+    msg = f"{count} of the exported graph not supported ({', '.join(kinds)})"
+    first = f"the first is {describe(unknown[0])}"
+    raise UnsupportedError(f"{msg}; {first}; {hint or 'remove it from the model or replace it'}")

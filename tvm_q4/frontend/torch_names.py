@@ -17,9 +17,16 @@ LAYER_OPS = {
 }
 """Operators of a layer with a name of its own: positions of the weight and of the bias."""
 
-_PREPARES = re.compile(r"(quantize_per_|dequantize_per_|aten\.(permute|t|transpose|detach|alias|clone)\.)")
+_PREPARES = re.compile(
+    r"(quantize_per_|dequantize_per_|aten\.(permute|t|transpose|detach|alias|clone)\.)"
+)
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in [^\n]*\n?[ \t]*([^\n]*)')
 _TORCH = re.compile(r"[\\/]torch[\\/]")
+
+
+def span_name(expr: Any) -> str | None:
+    """Name that the frontend gave to a float operator's call, or None."""
+    return None if expr.span is None else str(expr.span.source_name.name)
 
 
 def op_name(node: Any) -> str:
@@ -54,7 +61,7 @@ def _clean(path: str) -> str:
 
 
 def module_path(node: Any) -> tuple[str, bool]:
-    """Path of the innermost module that made `node`, and whether that is one of torch's own layers."""
+    """Path of the innermost module that made `node`, and whether it is one of torch's layers."""
     stack = node.meta.get("nn_module_stack") or {}
     entries = [e for e in stack.values() if isinstance(e, tuple) and len(e) == 2]
     if not entries:

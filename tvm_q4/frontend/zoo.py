@@ -61,7 +61,9 @@ def parse_spec(spec: str) -> tuple[str, str | None]:
     if name not in ZOO:
         raise InputError(f"zoo model '{name}' does not exist; there are {', '.join(ZOO)}")
     if "@" in spec and not config:
-        raise InputError(f"'{spec}' names no bit config after @; use uniform8, uniform4, w4a8 or a file")
+        raise InputError(
+            f"'{spec}' names no bit config after @; use uniform8, uniform4, w4a8 or a file"
+        )
     return name, config or None
 
 
@@ -82,7 +84,9 @@ def load_zoo(
     """
     name, config = parse_spec(spec)
     if require_quantized and config is None:
-        raise InputError(f"'{spec}' is a float model; name a bit config, for example {spec}@uniform8")
+        raise InputError(
+            f"'{spec}' is a float model; name a bit config, for example {spec}@uniform8"
+        )
     program = build_program(name, None if config is None else load_bit_config(config), seed)
     facts = {"source_format": "zoo", "transform": ZOO[name].transform, "spec": spec, "seed": seed}
     full_name = name if config is None else f"{name}@{config}"
@@ -113,7 +117,12 @@ def build_program(name: str, config: BitConfig | None, seed: int = 0) -> Exporte
         from tvm_q4.quantize.ptq import quantize_ptq
 
         return quantize_ptq(
-            network, (example,), [example], config, weight_observer="minmax", activation_observer="minmax"
+            network,
+            (example,),
+            [example],
+            config,
+            weight_observer="minmax",
+            activation_observer="minmax",
         )
 
 
@@ -129,7 +138,7 @@ def build_network(name: str) -> nn.Module:
 
 
 def torchvision_models() -> Any:
-    """Module ``torchvision.models``, also beside a torch for which torchvision's C++ part is not built.
+    """Module ``torchvision.models``, also where torchvision's C++ part does not fit the torch.
 
     Without that part ``import torchvision`` fails on ``torchvision::nms``; declaring the schema is
     enough for classification networks, which call no such operator.

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from tvm import relax
 
-from tvm_q4.frontend.torch_ops.registry import ImporterFace, NodeView, Value, converts, pair, positive
+from tvm_q4.frontend.torch_ops.registry import (
+    ImporterFace,
+    NodeView,
+    Value,
+    converts,
+    pair,
+    positive,
+)
 from tvm_q4.ops import pooled_size
 
 
@@ -26,11 +33,15 @@ def _padding(node: NodeView, kernel: list[int], dilation: list[int]) -> list[int
 
 def _check_conv(node: NodeView, x: Value, weight: Value) -> None:
     if len(x.shape) != 4 or len(weight.shape) != 4:
-        raise node.unsupported(f"only 2-D convolutions of [N, C, H, W] are supported, found input {x.shape}")
+        raise node.unsupported(
+            f"only 2-D convolutions of [N, C, H, W] are supported, found input {x.shape}"
+        )
     if any(node.args.get("output_padding") or []) or node.args.get("transposed"):
         raise node.unsupported("transposed convolutions are not supported")
     if x.shape[1] != weight.shape[1] * int(node["groups"]):
-        raise node.unsupported(f"input {x.shape} does not fit weight {weight.shape} in {node['groups']} group(s)")
+        raise node.unsupported(
+            f"input {x.shape} does not fit weight {weight.shape} in {node['groups']} group(s)"
+        )
 
 
 @converts("aten.conv2d.default", "aten.conv2d.padding", "aten.convolution.default")
@@ -42,13 +53,16 @@ def conv2d(imp: ImporterFace, node: NodeView) -> Value:
     kernel = weight.shape[2:]
     pad = _padding(node, kernel, dilation)
     sizes = [
-        pooled_size(x.shape[2 + i], kernel[i], stride[i], pad[i] + pad[i + 2], dilation[i], False) for i in (0, 1)
+        pooled_size(x.shape[2 + i], kernel[i], stride[i], pad[i] + pad[i + 2], dilation[i], False)
+        for i in (0, 1)
     ]
     positive(sizes, node)
     call = relax.op.nn.conv2d(x.expr, weight.expr, stride, pad, dilation, int(node["groups"]))
     out = imp.emit(call, node.label)
     if bias is not None:
-        shaped = imp.emit(relax.op.reshape(bias.expr, [1, weight.shape[0], 1, 1]), f"{node.label}.bias")
+        shaped = imp.emit(
+            relax.op.reshape(bias.expr, [1, weight.shape[0], 1, 1]), f"{node.label}.bias"
+        )
         out = imp.emit(relax.op.add(out, shaped), node.label)
     return Value(out, f"{node.label}.out")
 
@@ -56,8 +70,8 @@ def conv2d(imp: ImporterFace, node: NodeView) -> Value:
 def _check_matmul(node: NodeView, x: Value, features: int) -> None:
     if x.shape[-1] != features:
         msg = (
-            f"the layer takes {features} features and is given {x.shape[-1]}; the model does not work at this "
-            "image size, leave --image-size out or change it"
+            f"the layer takes {features} features and is given {x.shape[-1]}; the model does not "
+            "work at this image size, leave --image-size out or change it"
         )
         raise node.unsupported(msg)
 

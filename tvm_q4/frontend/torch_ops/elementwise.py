@@ -21,7 +21,10 @@ def _clip(imp: ImporterFace, node: NodeView, low: float | None, high: float | No
     x = node["self"]
     if low == 0 and high is None:
         return relu(imp, node)
-    bounds = [-_FLOAT_MAX if low is None else float(low), _FLOAT_MAX if high is None else float(high)]
+    bounds = [
+        -_FLOAT_MAX if low is None else float(low),
+        _FLOAT_MAX if high is None else float(high),
+    ]
     return Value(imp.emit(relax.op.clip(x.expr, *bounds), node.label), x.base)
 
 
@@ -37,7 +40,9 @@ def hardtanh(imp: ImporterFace, node: NodeView) -> Value:
     return _clip(imp, node, node["min_val"], node["max_val"])
 
 
-@converts("aten.clamp.default", "aten.clamp_.default", "aten.clamp_min.default", "aten.clamp_min_.default")
+@converts(
+    "aten.clamp.default", "aten.clamp_.default", "aten.clamp_min.default", "aten.clamp_min_.default"
+)
 def clamp(imp: ImporterFace, node: NodeView) -> Value:
     """Clip to the recorded bounds, either of which may be open."""
     return _clip(imp, node, node["min"], node.args.get("max"))
@@ -52,7 +57,9 @@ def add(imp: ImporterFace, node: NodeView) -> Value:
     if not isinstance(rhs, Value) or not isinstance(lhs, Value):
         raise node.unsupported("adding a number to a tensor is not supported")
     if lhs.shape != rhs.shape:
-        raise node.unsupported(f"the operands have shapes {lhs.shape} and {rhs.shape}; they must be equal")
+        raise node.unsupported(
+            f"the operands have shapes {lhs.shape} and {rhs.shape}; they must be equal"
+        )
     return Value(imp.emit(relax.op.add(lhs.expr, rhs.expr), node.label), node.label)
 
 
@@ -76,7 +83,5 @@ def to_copy(_imp: ImporterFace, node: NodeView) -> Value:
 
 @converts("aten.dropout.default", "aten.dropout_.default", "aten.feature_dropout.default")
 def dropout(_imp: ImporterFace, node: NodeView) -> Value:
-    """The same tensor; dropout recorded in training mode is an error."""
-    if node["train"]:
-        raise node.unsupported("dropout was exported in training mode; call model.eval() before torch.export")
+    """The same tensor (dropout in training mode is refused before)."""
     return node.args["input"] if "input" in node.args else node["self"]

@@ -15,14 +15,13 @@ def _affine(node: NodeView, name: str, channels: int, default: float) -> relax.E
 
 def _batch_norm(imp: ImporterFace, node: NodeView, eps: float) -> Value:
     x = node["input"]
-    if node.args.get("training"):
-        raise node.unsupported("batch norm was exported in training mode; call model.eval() before torch.export")
     if node["running_mean"] is None or node["running_var"] is None:
         raise node.unsupported("batch norm without running statistics is not supported")
     channels = x.shape[1]
     call = relax.op.nn.batch_norm(
         x.expr, _affine(node, "weight", channels, 1.0), _affine(node, "bias", channels, 0.0),
-        node["running_mean"].expr, node["running_var"].expr, axis=1, epsilon=float(eps), training=False,
+        node["running_mean"].expr, node["running_var"].expr,
+        axis=1, epsilon=float(eps), training=False,
     )  # fmt: skip
     out = imp.emit(relax.TupleGetItem(imp.emit(call, node.label), 0), node.label)
     return Value(out, x.base)
@@ -34,7 +33,9 @@ def batch_norm(imp: ImporterFace, node: NodeView) -> Value:
     return _batch_norm(imp, node, node["eps"])
 
 
-@converts("aten._native_batch_norm_legit_no_training.default", "aten._native_batch_norm_legit.default")
+@converts(
+    "aten._native_batch_norm_legit_no_training.default", "aten._native_batch_norm_legit.default"
+)
 def native_batch_norm(imp: ImporterFace, node: NodeView) -> tuple[Value, ...]:
     """As `batch_norm`; the decomposed operator returns a tuple of which only item 0 is used."""
     return (_batch_norm(imp, node, node["eps"]),)

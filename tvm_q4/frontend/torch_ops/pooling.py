@@ -1,4 +1,4 @@
-"""Pooling. Global and adaptive average pools become ``relax.nn.avg_pool2d`` with explicit windows."""
+"""Pooling; global and adaptive average pools become ``relax.nn.avg_pool2d`` with a window."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ from typing import Any
 
 from tvm import relax
 
-from tvm_q4.frontend.torch_ops.registry import ImporterFace, NodeView, Value, converts, pair, positive
+from tvm_q4.frontend.torch_ops.registry import (
+    ImporterFace,
+    NodeView,
+    Value,
+    converts,
+    pair,
+    positive,
+)
 from tvm_q4.ops import pooled_size
 
 
@@ -60,11 +67,18 @@ def avg_pool2d(imp: ImporterFace, node: NodeView) -> Value:
     sizes = _pooled(x, node, windows, ceil)
     kernel, stride, pad, _ = windows
     call = relax.op.nn.avg_pool2d(
-        x.expr, kernel, stride, pad * 2, ceil_mode=ceil, count_include_pad=bool(node["count_include_pad"])
+        x.expr,
+        kernel,
+        stride,
+        pad * 2,
+        ceil_mode=ceil,
+        count_include_pad=bool(node["count_include_pad"]),
     )
     out = imp.emit(call, node.label)
     if [int(d) for d in out.ty.shape][2:] != sizes:
-        raise node.unsupported("a ceil-mode average pool whose last window starts in the padding is not supported")
+        raise node.unsupported(
+            "a ceil-mode average pool whose last window starts in the padding is not supported"
+        )
     return Value(out, f"{node.label}.out")
 
 
@@ -84,7 +98,10 @@ def adaptive_avg_pool2d(imp: ImporterFace, node: NodeView) -> Value:
     wanted = [x.shape[2 + i] if o is None else int(o) for i, o in enumerate(node["output_size"])]
     windows = [_adaptive_window(x.shape[2 + i], wanted[i]) for i in (0, 1)]
     if None in windows:
-        msg = f"adaptive average pool from {x.shape[2:]} to {wanted} has windows of several sizes; use an image size that divides"
+        msg = (
+            f"adaptive average pool from {x.shape[2:]} to {wanted} has windows of several sizes; "
+            "use an image size that divides"
+        )
         raise node.unsupported(msg)
     kernel, stride = ([w[i] for w in windows if w] for i in (0, 1))
     call = relax.op.nn.avg_pool2d(x.expr, kernel, stride)
@@ -101,7 +118,9 @@ def mean(imp: ImporterFace, node: NodeView) -> Value:
     x: Value = node["self"]
     dims: Any = node["dim"]
     if dims is None or not _is_global(x, dims):
-        raise node.unsupported(f"a mean over dimensions {dims} of {x.shape} is not supported, only over (2, 3)")
+        raise node.unsupported(
+            f"a mean over dimensions {dims} of {x.shape} is not supported, only over (2, 3)"
+        )
     out = imp.emit(relax.op.nn.avg_pool2d(x.expr, x.shape[2:]), node.label)
     if not node["keepdim"]:
         out = imp.emit(relax.op.reshape(out, x.shape[:2]), f"{node.label}.flat")

@@ -44,7 +44,9 @@ def _numbers(node: NodeView, name: str) -> np.ndarray:
     value = node[name]
     if isinstance(value, Value):
         if not isinstance(value.expr, tvm.ir.GenericConst):
-            raise node.unsupported(f"{name} is computed at run time; only calibrated (static) quantization is supported")
+            raise node.unsupported(
+                f"{name} is computed at run time; only static (calibrated) scales are supported"
+            )
         value = ops.const_array(value.expr)
     return np.ravel(np.asarray(value, dtype="float64"))
 
@@ -64,7 +66,9 @@ def _check(node: NodeView, p: _Params) -> None:
         raise node.unsupported(f"range {p.qmin}..{p.qmax} does not fit {p.dtype}")
     bad = [s for s in p.scale if not (math.isfinite(s) and s > 0)]
     if bad:
-        raise node.unsupported(f"scale {bad[0]} is not a positive number; calibrate the model again")
+        raise node.unsupported(
+            f"scale {bad[0]} is not positive and finite; calibrate the model again"
+        )
     outside = [z for z in p.zero_point if not p.qmin <= z <= p.qmax]
     if outside:
         raise node.unsupported(f"zero point {outside[0]} is outside {p.qmin}..{p.qmax}")
@@ -82,7 +86,9 @@ def _params(node: NodeView, x: Value, *, per_channel: bool) -> _Params:
     _check(node, p)
     count = x.shape[axis] if per_channel else 1
     if len(p.scale) != count or len(p.zero_point) != count:
-        raise node.unsupported(f"{len(p.scale)} scales and {len(p.zero_point)} zero points for {count} channels")
+        raise node.unsupported(
+            f"{len(p.scale)} scales and {len(p.zero_point)} zero points for {count} channels"
+        )
     return p
 
 
@@ -94,7 +100,9 @@ def _quantize(imp: ImporterFace, node: NodeView, *, per_channel: bool) -> Value:
 
     def make() -> Value:
         name = imp.quantized_name(node.tensor_role or x.base)
-        call = ops.quantize(x.expr, *p.arrays(), name=name, qmin=p.qmin, qmax=p.qmax, dtype=p.dtype, axis=p.axis)
+        call = ops.quantize(
+            x.expr, *p.arrays(), name=name, qmin=p.qmin, qmax=p.qmax, dtype=p.dtype, axis=p.axis
+        )
         return Value(imp.emit(call, name), name, x.constant)
 
     return imp.shared(("quantize", x, p), make)

@@ -1,4 +1,4 @@
-"""The table of converters, and what converters are given: values, node views, the importer's face."""
+"""The table of converters, and what converters are given: values, nodes, the importer's face."""
 
 from __future__ import annotations
 
@@ -123,6 +123,6 @@ def pair(values: Any) -> list[int]:
 def positive(shape: list[int], node: NodeView) -> list[int]:
     """`shape`, checked to have at least one element along each axis."""
     if any(d < 1 for d in shape):
-        msg = f"the result would have shape {shape}; the image is too small for this model, give a larger --image-size"
-        raise node.unsupported(msg)
+        msg = f"the result would have shape {shape}; the image is too small for this model"
+        raise node.unsupported(f"{msg}, give a larger --image-size")
     return shape

@@ -28,8 +28,9 @@ def _infer(imp: ImporterFace, node: NodeView, x: Value, sizes: list[int]) -> lis
         sizes[sizes.index(-1)] = total // known
     if math.prod(sizes) != total or (batched and sizes[0] != imp.batch):
         msg = (
-            f"a tensor of shape {x.shape} cannot take the recorded shape {sizes}; the model was exported for "
-            "another batch or image size, export it with torch.flatten or leave --batch and --image-size out"
+            f"a tensor of shape {x.shape} cannot take the recorded shape {sizes}; the model was "
+            "exported for another batch or image size: export it with torch.flatten in place of "
+            "view, or leave --batch and --image-size out"
         )
         raise node.unsupported(msg)
     return sizes
@@ -112,7 +113,9 @@ def slice_tensor(imp: ImporterFace, node: NodeView) -> Value:
     if (start, end, step) == (0, x.shape[dim], 1):
         return x
     if dim == 0 or end <= start:
-        raise node.unsupported(f"slice {start}:{end}:{step} of dimension {dim} of {x.shape} is not supported")
+        raise node.unsupported(
+            f"slice {start}:{end}:{step} of dimension {dim} of {x.shape} is not supported"
+        )
     call = relax.op.strided_slice(x.expr, [dim], [start], [end], [step])
     return Value(imp.emit(call, node.label), node.label)
 
