@@ -14,9 +14,16 @@ from tvm_q4 import __version__, _compat
 from tvm_q4.errors import Q4Error
 
 PACKAGES = (
-    "apache-tvm", "apache-tvm-ffi", "numpy", "torch", "torchvision", "torchao", "onnx", "onnxruntime",
+    "apache-tvm",
+    "apache-tvm-ffi",
+    "numpy",
+    "torch",
+    "torchvision",
+    "torchao",
+    "onnx",
+    "onnxruntime",
     "xgboost-cpu",
-)  # fmt: skip
+)
 CPU_FLAGS = ("avx2", "avx512f", "avx512vl", "avx512_vnni", "avx_vnni")
 
 
@@ -27,10 +34,10 @@ def doctor() -> dict[str, Any]:
     -------
     dict
         ``ok`` (whether this CPU can be compiled for and run on), ``problems`` (list of str),
-        ``versions`` (package to version or None), ``ffi_pair_ok``, ``compilers`` (``c++`` and ``nvcc``, each
-        ``{"path", "version"}`` or None), ``cpu`` (``name``, ``cores``, ``features``,
-        ``kernel_forms``), ``gpus`` (list of name, compute capability and driver) and ``targets`` (target to
-        ``{"compile", "run", "note"}``).
+        ``versions`` (package to version or None), ``ffi_pair_ok``, ``compilers`` (``c++`` and
+        ``nvcc``, each ``{"path", "version"}`` or None), ``cpu`` (``name``, ``cores``,
+        ``features``, ``kernel_forms``), ``gpus`` (list of name, compute capability and driver) and
+        ``targets`` (target to ``{"compile", "run", "note"}``).
     """
     pair = _compat.installed_pair_problem()
     problems = [pair] if pair else []

@@ -1,4 +1,4 @@
-"""The command line, ``tvm-q4 VERB``: one thin file a verb over a Python function of the same name."""
+"""The command line, ``tvm-q4 VERB``: one thin file a verb over a function of the same name."""
 
 from tvm_q4.cli.main import main
 

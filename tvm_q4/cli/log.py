@@ -6,9 +6,11 @@ fails on bad input. With ``-v`` records are printed as they come.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import warnings
+from collections.abc import Iterator
 
 _ROOT = logging.getLogger("tvm_q4")
 _held: list[str] = []
@@ -26,19 +28,20 @@ class _Handler(logging.Handler):
 _HANDLER = _Handler()
 
 
-def start() -> None:
-    """Take over logging for one run of the command line."""
+@contextlib.contextmanager
+def session() -> Iterator[None]:
+    """Take over logging and warnings for one run of the command line."""
     _held.clear()
     _ROOT.setLevel(logging.WARNING)
     _ROOT.propagate = False
     _ROOT.addHandler(_HANDLER)
-
-
-def stop() -> None:
-    """Give logging back."""
-    _ROOT.removeHandler(_HANDLER)
-    _ROOT.propagate = True
-    _ROOT.setLevel(logging.NOTSET)
+    with warnings.catch_warnings():
+        try:
+            yield
+        finally:
+            _ROOT.removeHandler(_HANDLER)
+            _ROOT.propagate = True
+            _ROOT.setLevel(logging.NOTSET)
 
 
 def set_verbosity(count: int) -> None:

@@ -1,4 +1,4 @@
-"""Entry point: dispatch to a verb, and turn everything that goes wrong into one line and an exit code."""
+"""Entry point: dispatch to a verb, and turn what goes wrong into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -64,12 +64,8 @@ def main(args: Sequence[str] | None = None) -> int:
         Exit code: 0 done, 1 a check did not hold, 2 bad input or usage (one line on standard error
         that begins with ``error: ``), 130 interrupted, 141 reader of standard output gone.
     """
-    log.start()
-    try:
-        code = _run(list(sys.argv[1:] if args is None else args))
-    finally:
-        log.stop()
-    return code
+    with log.session():
+        return _run(list(sys.argv[1:] if args is None else args))
 
 
 def _run(args: list[str]) -> int:

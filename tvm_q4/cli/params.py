@@ -16,6 +16,7 @@ class ImageSize(click.ParamType):
     def convert(
         self, value: str | tuple[int, int], param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[int, int]:
+        """Height and width of a string of the form ``HxW``."""
         if isinstance(value, tuple):
             return value
         match = re.fullmatch(r"([1-9]\d*)[xX]([1-9]\d*)", value)
