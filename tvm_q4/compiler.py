@@ -19,8 +19,8 @@ from tvm_q4.model_hash import model_hash
 from tvm_q4.relay_passes.check_integer_only import check_integer_only
 from tvm_q4.relay_passes.integer_output import IntegerOutput
 from tvm_q4.relay_passes.lower_to_tir import lower_to_tir
-from tvm_q4.relay_passes.pipeline import dump_module, lower_relax, to_fused, to_integer
-from tvm_q4.relay_passes.plan_memory import ARENA_ATTR
+from tvm_q4.relay_passes.lower_pipeline import lower_relax, to_fused
+from tvm_q4.relay_passes.pipeline import to_integer
 from tvm_q4.schedules.cpu import RULES
 from tvm_q4.targets import parse_target
 
@@ -37,6 +37,9 @@ class Options:
     require_integer_only: bool = False
     integer_output: bool = False
     dump_ir: str | Path | None = None
+
+
+_DEFAULTS = Options()
 
 
 @dataclass
@@ -124,7 +127,7 @@ def _load(model: Any, batch: int | None, image_size: tuple[int, int] | None, see
     return import_exported(model, batch=batch, image_size=image_size)
 
 
-def compile_module(mod: tvm.IRModule, target: Target, options: Options = Options()) -> Compiled:
+def compile_module(mod: tvm.IRModule, target: Target, options: Options = _DEFAULTS) -> Compiled:
     """Compile a module of the QDQ or integer stage for `target`.
 
     Raises
@@ -140,10 +143,9 @@ def compile_module(mod: tvm.IRModule, target: Target, options: Options = Options
     _report_float(float_ops, options.require_integer_only)
     fused = to_fused(integer, dump_dir=options.dump_ir)
     lowered = lower_to_tir(fused, target, list(RULES), lambda _signature: None)
-    dump_module(lowered.mod, options.dump_ir, "lowered")
-    planned = lower_relax(lowered.mod, target, dump_dir=options.dump_ir)
-    executable = relax.build(planned, target=target, relax_pipeline=tvm.transform.Sequential([]))
-    facts = {"sha256": digest, "arena_bytes": int(planned.attrs[ARENA_ATTR]), "float_ops": float_ops}
+    vm_module, arena = lower_relax(lowered.mod, target, dump_dir=options.dump_ir)
+    executable = relax.build(vm_module, target=target, relax_pipeline=tvm.transform.Sequential([]))
+    facts = {"sha256": digest, "arena_bytes": arena, "float_ops": float_ops}
     return Compiled(executable, build_metadata(integer, fused, lowered, target, facts))
 
 
