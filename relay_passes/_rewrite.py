@@ -87,6 +87,17 @@ def use_counts(func: relax.Function) -> dict[relax.Var, int]:
     return counts
 
 
+def _live(bindings: list[relax.VarBinding]) -> list[relax.VarBinding]:
+    """`bindings` without those that the last one does not need."""
+    needed = {bindings[-1].var}
+    kept = []
+    for b in reversed(bindings):
+        if b.var in needed:
+            needed.update(variables(b.value))
+            kept.append(b)
+    return kept[::-1]
+
+
 class MainRewriter:
     """Walks ``main`` in order and writes a new one; subclasses override `visit`.
 
@@ -113,7 +124,7 @@ class MainRewriter:
         if not isinstance(result, relax.Var):
             result = self.emit(result, "result")
         out = relax.Var(str(getattr(self.main.body.body, "name", "result")), result.ty)
-        block = relax.DataflowBlock([*self._bindings, relax.VarBinding(out, result)])
+        block = relax.DataflowBlock(_live([*self._bindings, relax.VarBinding(out, result)]))
         func = relax.Function(params, relax.SeqExpr([block], out), out.ty)
         new = self.mod.clone()
         new.update_func(new.get_global_var("main"), func.with_attrs(dict(self.main.attrs)))
