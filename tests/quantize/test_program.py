@@ -1,7 +1,9 @@
 """Saving and loading `.pt2` programs with their metadata; lazy imports of the package."""
 
+import re
 import subprocess
 import sys
+import zipfile
 
 import pytest
 
@@ -11,6 +13,7 @@ pytest.importorskip("torchao")
 from torch import nn  # noqa: E402
 
 from tvm_q4.errors import InputError  # noqa: E402
+from tvm_q4.models.resnet_cifar import CifarResNet  # noqa: E402
 from tvm_q4.quantize import load_program, quantize_ptq, save_program  # noqa: E402
 
 
@@ -32,6 +35,25 @@ def test_round_trip_keeps_the_function_and_the_metadata(program, tmp_path):
     x = torch.randn(3, 3, 8, 8)
     with torch.no_grad():
         assert torch.equal(loaded.module()(x), program.module()(x))
+
+
+def test_saved_file_tells_no_folders_and_is_the_same_each_time(tmp_path):
+    contents = []
+    for name in ("a", "b"):
+        torch.manual_seed(0)
+        x = torch.randn(2, 3, 8, 8)
+        model = CifarResNet(8).eval()
+        folder = tmp_path / name
+        folder.mkdir()
+        save_program(
+            quantize_ptq(model, (x,), [x], "uniform4"), folder / "net.pt2", {"name": "net"}
+        )
+        with zipfile.ZipFile(folder / "net.pt2") as file:
+            contents.append({n: file.read(n) for n in file.namelist()})
+    graph = contents[0]["net/models/model.json"].decode()
+    assert "conv.py" in graph
+    assert re.findall(r'File ..?(/[^"]*)', graph) == []
+    assert contents[0] == contents[1]
 
 
 def test_program_without_metadata(program, tmp_path):

@@ -16,8 +16,8 @@ _LAZY = {
     "quantize_ptq": "tvm_q4.quantize.ptq",
     "convert": "tvm_q4.quantize.ptq",
     "prepare_qat": "tvm_q4.quantize.qat",
-    "load_program": "tvm_q4.quantize.ptq",
-    "save_program": "tvm_q4.quantize.ptq",
+    "load_program": "tvm_q4.quantize.program",
+    "save_program": "tvm_q4.quantize.program",
 }
 
 __all__ = [

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import json
-import logging
-import zipfile
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -25,7 +20,6 @@ from tvm_q4.quantize.constants import name_constants
 from tvm_q4.quantize.observers import ACTIVATION_OBSERVERS, WEIGHT_OBSERVERS
 from tvm_q4.quantize.quantizer import Q4Quantizer
 
-METADATA_FILE = "tvm_q4.json"
 _OUT_OF_PLACE = {
     torch.ops.aten.add_.Tensor: torch.ops.aten.add.Tensor,
     torch.ops.aten.relu_.default: torch.ops.aten.relu.default,
@@ -165,74 +159,6 @@ def convert(prepared: GraphModule, example_inputs: tuple[Tensor, ...]) -> Export
     _remove_dropout(converted)
     name_constants(converted)
     return export(converted, example_inputs)
-
-
-def save_program(
-    program: ExportedProgram, path: str | Path, metadata: Mapping[str, Any] | None = None
-) -> None:
-    """Write a ``.pt2`` file, replacing `path` only when it is complete.
-
-    Parameters
-    ----------
-    program : ExportedProgram
-    path : str or Path
-        Must end in ``.pt2``.
-    metadata : mapping, optional
-        JSON object stored in the file as ``tvm_q4.json``: ``name``, ``transform`` (``imagenet`` or
-        ``cifar10``) and ``classes``, which a compiled library takes over.
-
-    Raises
-    ------
-    InputError
-        If the path does not end in ``.pt2`` or cannot be written.
-    """
-    path = Path(path)
-    if path.suffix != ".pt2":
-        msg = f"output path '{path}' must end in .pt2"
-        raise InputError(msg)
-    files = {METADATA_FILE: json.dumps(dict(metadata or {}))}
-    partial = path.with_name(f".{path.stem}.partial.pt2")
-    try:
-        torch.export.save(program, partial, extra_files=files)
-        partial.replace(path)
-    except (OSError, RuntimeError) as error:
-        msg = f"output path '{path}' cannot be written: {str(error).splitlines()[0]}"
-        raise InputError(msg) from error
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def load_program(path: str | Path) -> tuple[ExportedProgram, dict[str, Any]]:
-    """Read a ``.pt2`` file; return the program and its metadata (empty where it has none).
-
-    Raises
-    ------
-    InputError
-        If the file is missing or is not a program of ``torch.export.save``.
-    """
-    msg = f"'{path}' is not a .pt2 program of torch.export.save (missing, truncated or other)"
-    if not zipfile.is_zipfile(path):
-        raise InputError(msg)
-    files = {METADATA_FILE: ""}
-    try:
-        with _quiet("torch.export"):
-            program = torch.export.load(path, extra_files=files)
-    except Exception as error:
-        raise InputError(msg) from error
-    text = files[METADATA_FILE]
-    return program, json.loads(text) if text else {}
-
-
-@contextlib.contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    """Silence a logger: torch logs a traceback before it raises."""
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _remove_dropout(module: GraphModule) -> None:
