@@ -76,7 +76,11 @@ def test_a_bad_pair_is_one_line_on_the_command_line(
 
 
 def test_a_bad_pair_stops_every_import_of_tvm(wrong_ffi: dict[str, str]) -> None:
-    code = "import tvm_q4\ntry:\n    import tvm_q4.ops\nexcept tvm_q4.EnvironmentMismatch:\n    print('refused')"
+    code = (
+        "import tvm_q4\n"
+        "try:\n    import tvm_q4.ops\n"
+        "except tvm_q4.EnvironmentMismatch:\n    print('refused')"
+    )
     assert run_python(wrong_ffi, "-c", code).stdout == "refused\n"
 
 

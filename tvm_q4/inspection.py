@@ -1,0 +1,119 @@
+"""Reports on models and libraries: the verb ``inspect``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tvm_q4.errors import InputError
+
+METADATA_FILE = "metadata.json"
+
+
+def inspect(
+    source: str | Path,
+    *,
+    batch: int | None = None,
+    image_size: tuple[int, int] | None = None,
+    seed: int = 0,
+    recipe: str | Path | None = None,
+    extract: str | Path | None = None,
+) -> dict[str, Any]:
+    """Describe a model or a library without running it.
+
+    Parameters
+    ----------
+    source : str or Path
+        A library (``.so``), or a model as `tvm_q4.compile` takes it; float models too.
+    batch, image_size, seed
+        As for `tvm_q4.compile`; models only.
+    recipe : path, optional
+        Folder to write the model to as an integer recipe.
+    extract : path, optional
+        Folder to write a library's ``metadata.json`` to.
+
+    Returns
+    -------
+    dict
+        ``kind`` ("library" or "model"), ``path``, ``bytes`` (file size, None for folders and
+        ``zoo:`` models), ``metadata`` (a library's as stored; a model's with ``layers``,
+        ``float_ops``, ``input`` and ``output`` in the same form) and ``totals`` (see `totals`).
+
+    Raises
+    ------
+    InputError
+        If there is no such file, or an option does not fit what `source` is.
+    LibraryError
+        If a library's metadata cannot be read.
+    """
+    path = Path(source)
+    if is_library(path):
+        if recipe is not None:
+            raise InputError(f"'{source}' is a library; --recipe takes a model")
+        metadata = _library_metadata(path, extract)
+    else:
+        if extract is not None:
+            raise InputError(f"'{source}' is a model; --extract takes a library")
+        metadata = _model_metadata(str(source), batch, image_size, seed, recipe)
+    return {
+        "kind": "library" if is_library(path) else "model",
+        "path": str(source),
+        "bytes": path.stat().st_size if path.is_file() else None,
+        "metadata": metadata,
+        "totals": totals(metadata["layers"]),
+    }
+
+
+def is_library(path: Path) -> bool:
+    """Whether `path` is to be read as a library: its name ends in .so, or it is an ELF file."""
+    if path.suffix == ".so":
+        return True
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(4) == b"\x7fELF"
+
+
+def totals(layers: list[dict[str, Any]]) -> dict[str, Any]:
+    """Sums over layers: ``layers``, ``params``, ``macs``, ``bops`` and ``weight_bytes``."""
+    keys = ("params", "macs", "bops", "weight_bytes")
+    return {"layers": len(layers)} | {key: sum(layer[key] for layer in layers) for key in keys}
+
+
+def _library_metadata(path: Path, extract: str | Path | None) -> dict[str, Any]:
+    from tvm_q4.library import read_metadata
+
+    metadata = read_metadata(path)
+    if extract is not None:
+        _write(Path(extract), metadata)
+    return metadata
+
+
+def _write(folder: Path, metadata: dict[str, Any]) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / METADATA_FILE).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        where = folder / METADATA_FILE
+        msg = f"cannot write '{where}': {error.strerror}; give --extract a writable folder"
+        raise InputError(msg) from error
+
+
+def _model_metadata(
+    spec: str,
+    batch: int | None,
+    image_size: tuple[int, int] | None,
+    seed: int,
+    recipe: str | Path | None,
+) -> dict[str, Any]:
+    from tvm_q4.frontend import load_model
+    from tvm_q4.model_report import describe_model
+    from tvm_q4.relay_passes.pipeline import to_integer
+
+    mod = to_integer(load_model(spec, batch=batch, image_size=image_size, seed=seed))
+    if recipe is not None:
+        from tvm_q4.frontend.recipe import write_recipe
+
+        write_recipe(mod, recipe)
+    return describe_model(mod)
