@@ -112,6 +112,18 @@ def test_float_model_is_left_as_it_was():
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
+def test_a_program_is_trained_as_a_copy_and_only_folded():
+    x, y = torch.randn(4, 3, 16, 16), torch.randint(0, 10, (4,))
+    program = torch.export.export(seeded_model().eval(), (x,))
+    state = {name: value.clone() for name, value in program.state_dict.items()}
+    prepared = prepare_qat(program, (x,), [x], "uniform8")
+    losses = train_steps(prepared, x, y, steps=3)
+    assert losses[-1] < losses[0]
+    assert all(torch.equal(value, state[name]) for name, value in program.state_dict.items())
+    with pytest.raises(UnsupportedError, match="fixed batch statistics"):
+        prepare_qat(program, (x,), [x], "uniform8", batch_norm="train")
+
+
 def test_other_eps_is_refused_where_pt2e_would_fold_wrongly():
     model = seeded_model()
     model.bn1.eps = 1e-3

@@ -1,5 +1,7 @@
 """Where `Q4Quantizer` puts quantizers, read off the exported graphs."""
 
+from functools import cache
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -67,6 +69,11 @@ def quantized(model, config, size=16, **options):
     return quantize_ptq(model, (x,), [x], config, **options)
 
 
+@cache
+def cifar(shortcut, config):
+    return quantized(CifarResNet(8, shortcut), config)
+
+
 def calls(program, operator):
     return [n for n in program.graph.nodes if n.op == "call_function" and n.target is operator]
 
@@ -97,7 +104,7 @@ def weight_range(node):
 @pytest.mark.parametrize("shortcut", ["A", "B"])
 @pytest.mark.parametrize("config", ["uniform8", "uniform4", "w4a8"])
 def test_cifar_resnet_has_only_known_operators_and_ranges(shortcut, config):
-    program = quantized(CifarResNet(8, shortcut), config)
+    program = cifar(shortcut, config)
     operators = {n.target for n in program.graph.nodes if n.op == "call_function"}
     assert operators <= ALLOWED
     inner, weights = (
@@ -115,7 +122,7 @@ def test_cifar_resnet_has_only_known_operators_and_ranges(shortcut, config):
 
 
 def test_integers_stay_in_range_and_zero_points_are_zero():
-    program = quantized(CifarResNet(8), "uniform4")
+    program = cifar("B", "uniform4")
     state = program.state_dict
     assert int(state["layer1.0.conv1.weight"].abs().max()) <= 7
     assert int(state["conv1.weight"].abs().max()) > 7
@@ -126,7 +133,7 @@ def test_integers_stay_in_range_and_zero_points_are_zero():
 
 
 def test_residual_add_reads_the_accumulator_and_an_integer_skip():
-    program = quantized(CifarResNet(8, "B"), "uniform4")
+    program = cifar("B", "uniform4")
     plain, *strided = calls(program, aten.add.Tensor)
     assert plain.args[0] is named(program, "layer1.0.conv2") and read_range(plain, 1) == U8
     for add, layer in zip(strided, ("layer2.0", "layer3.0"), strict=True):
@@ -155,19 +162,19 @@ def test_skip_is_chosen_by_depth_where_the_shortcut_stands_first():
 
 
 def test_one_tensor_has_one_quantizer_a_precision():
-    w4 = quantized(CifarResNet(8, "B"), "uniform4")
+    w4 = cifar("B", "uniform4")
     first, shortcut = named(w4, "layer2.0.conv1"), named(w4, "layer2.0.downsample.0")
     assert quantize_of(first) is quantize_of(shortcut)
     conv, add = named(w4, "layer1.0.conv1"), calls(w4, aten.add.Tensor)[0]
     assert read_range(conv) == U4 and read_range(add, 1) == U8
     assert quantize_of(conv).args[0] is quantize_of(add, 1).args[0]
-    w8 = quantized(CifarResNet(8, "B"), "uniform8")
+    w8 = cifar("B", "uniform8")
     conv, add = named(w8, "layer1.0.conv1"), calls(w8, aten.add.Tensor)[0]
     assert quantize_of(conv) is quantize_of(add, 1)
 
 
 def test_padded_shortcut_stays_on_one_integer_grid():
-    program = quantized(CifarResNet(8, "A"), "uniform8")
+    program = cifar("A", "uniform8")
     add = calls(program, aten.add.Tensor)[1]
     after = quantize_of(add, 1)
     node = after.args[0]

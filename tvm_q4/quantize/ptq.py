@@ -98,7 +98,9 @@ def capture(
     """
     if isinstance(model, nn.Module):
         model = export(copy.deepcopy(model).train(training), example_inputs)
-    module = model.module(check_guards=False)
+        module = model.module(check_guards=False)
+    else:
+        module = copy.deepcopy(model.module(check_guards=False))
     for node in module.graph.nodes:
         if node.op == "call_function" and node.target in _OUT_OF_PLACE:
             mutated = node.args[0]

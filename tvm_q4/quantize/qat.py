@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 from torch.fx import GraphModule
 from torchao.quantization.pt2e import move_exported_model_to_eval, move_exported_model_to_train
 from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e, prepare_qat_pt2e
@@ -21,7 +22,7 @@ _PT2E_EPS = 1e-5
 
 
 def prepare_qat(
-    model: nn.Module,
+    model: nn.Module | ExportedProgram,
     example_inputs: tuple[Tensor, ...],
     calibration_batches: Iterable[Tensor],
     config: BitConfig | str,
@@ -33,8 +34,8 @@ def prepare_qat(
 
     Parameters
     ----------
-    model : nn.Module
-        Trained float network. Its parameters are copied.
+    model : nn.Module or ExportedProgram
+        Trained float network. Its parameters are copied. A program can only be folded.
     example_inputs, calibration_batches, config, residual_bits
         As in `quantize_ptq`; the batches give the first scales.
     batch_norm : {"fold", "train"}
@@ -51,7 +52,7 @@ def prepare_qat(
     Raises
     ------
     UnsupportedError
-        If ``batch_norm="train"`` and a layer's eps is not 1e-5.
+        If ``batch_norm="train"`` and `model` is a program or a layer's eps is not 1e-5.
     InputError
         As `quantize_ptq`.
     """
@@ -63,7 +64,7 @@ def prepare_qat(
     )
     folded = batch_norm == "fold"
     if not folded:
-        _check_eps(model)
+        _check_trainable(model)
     example_inputs = dynamic_example(model, example_inputs)
     graph = capture(model, example_inputs, training=not folded)
     prepared = prepare_pt2e(graph, quantizer) if folded else prepare_qat_pt2e(graph, quantizer)
@@ -79,8 +80,11 @@ def prepare_qat(
     return prepared
 
 
-def _check_eps(model: nn.Module) -> None:
-    """PT2E folds with eps 1e-5, whatever the layer says."""
+def _check_trainable(model: nn.Module | ExportedProgram) -> None:
+    """Refuse what PT2E's scheme cannot do: it folds with eps 1e-5, whatever the layer says."""
+    if isinstance(model, ExportedProgram):
+        msg = "an exported program has fixed batch statistics; use batch_norm='fold' or a module"
+        raise UnsupportedError(msg)
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.eps != _PT2E_EPS:
             msg = (
