@@ -1,4 +1,4 @@
-"""Dyadic numbers and integer ranges: the arithmetic of ``numerics.md`` that needs no tensor library.
+"""Dyadic numbers and integer ranges: the arithmetic of ``numerics.md`` without tensor libraries.
 
 Everything here is exact. `dyadic` and `fused_ratios` run at compile time in float64; `requantize`
 and `round_shift` are the NumPy definition that the reference executor uses and kernels must equal.
@@ -44,7 +44,9 @@ class IntRange:
     @property
     def dtype(self) -> str:
         """NumPy dtype that stores one element (4-bit values live in 8-bit containers)."""
-        return f"{'int' if self.signed else 'uint'}{max(self.bits, 8)}" if self.bits < 32 else "int32"
+        if self.bits == 32:
+            return "int32"
+        return f"{'int' if self.signed else 'uint'}{max(self.bits, 8)}"
 
     @property
     def tag(self) -> str:
@@ -78,7 +80,10 @@ def dyadic(ratio: float, where: str = "") -> tuple[int, int]:
         If the ratio is negative, not finite, or 2**31 or more.
     """
     if not math.isfinite(ratio) or ratio < 0 or ratio >= 2.0**31:
-        msg = f"requantize ratio {ratio!r} at {where or 'unnamed layer'} is not in [0, 2^31); check the scales"
+        msg = (
+            f"requantize ratio {ratio!r} at {where or 'unnamed layer'} is not in [0, 2^31); "
+            "check the scales"
+        )
         raise NumericsError(msg)
     if ratio < _TINY:
         return 0, 1
@@ -88,7 +93,10 @@ def dyadic(ratio: float, where: str = "") -> tuple[int, int]:
     if m == 2**31:
         m, e = 2**30, e - 1
     if e < 0:
-        msg = f"requantize ratio {ratio!r} at {where or 'unnamed layer'} rounds up to 2^31; check the scales"
+        msg = (
+            f"requantize ratio {ratio!r} at {where or 'unnamed layer'} rounds up to 2^31; "
+            "check the scales"
+        )
         raise NumericsError(msg)
     return m, e
 
@@ -132,7 +140,9 @@ def fused_ratios(
     return np.array(m1, np.int64), np.array(m2, np.int64), np.array(shift, np.int32)
 
 
-def round_shift(product: NDArray[np.int64], shift: ArrayLike, rounding: str = "half_up") -> NDArray[np.int64]:
+def round_shift(
+    product: NDArray[np.int64], shift: ArrayLike, rounding: str = "half_up"
+) -> NDArray[np.int64]:
     """Divide int64 products by ``2**shift`` with the named rounding; ``shift`` 0 is the identity.
 
     Parameters

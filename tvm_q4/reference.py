@@ -95,7 +95,10 @@ class ReferenceExecutor:
         """The Relax function that `gvar` names."""
         func = self._mod[gvar]
         if not isinstance(func, relax.Function):
-            msg = f"call of {gvar.name_hint!r}, a {type(func).__name__}: the reference executor runs Relax only"
+            msg = (
+                f"call of {gvar.name_hint!r}, a {type(func).__name__}: the reference executor "
+                "runs Relax only"
+            )
             raise UnsupportedError(msg)
         return func
 
@@ -115,7 +118,10 @@ class _Frame:
         for block in func.body.blocks:
             for binding in block.bindings:
                 if not isinstance(binding, relax.VarBinding):
-                    msg = f"binding {binding.var.name!r} is a {type(binding).__name__}; only plain bindings run"
+                    msg = (
+                        f"binding {binding.var.name!r} is a {type(binding).__name__}; only "
+                        "plain bindings run"
+                    )
                     raise UnsupportedError(msg)
                 env[binding.var] = self.value(binding.value, env)
         return self.value(func.body.body, env)
@@ -152,7 +158,10 @@ class _Frame:
             integers = [a for a in args if isinstance(a, np.ndarray) and a.dtype != np.float32]
             if not integers:
                 return ISLAND_OPS[name](call, *args)
-            msg = f"operator {name} on {integers[0].dtype} {list(integers[0].shape)}: only float32 is defined"
+            msg = (
+                f"operator {name} on {integers[0].dtype} {list(integers[0].shape)}: only "
+                "float32 is defined"
+            )
             raise UnsupportedError(msg)
         shapes = ", ".join(f"{a.dtype} {list(a.shape)}" for a in args if isinstance(a, np.ndarray))
         msg = f"operator {name} on ({shapes}) has no definition in the reference executor"

@@ -1,4 +1,4 @@
-"""Integer recipes: a folder with ``graph.json`` and ``model.npz`` that states a network in integers.
+"""Integer recipes: a folder with ``graph.json`` and ``model.npz``, a network in integers.
 
 `read_recipe` takes our own format (``"format": "tvm-q4/recipe"``) and, where that key is absent,
 the form of NVIDIA's MLPerf INT4 ResNet-50. `write_recipe` writes ours. Neither uses pickle.
@@ -23,6 +23,11 @@ from tvm_q4.frontend.recipe_build import build_module
 from tvm_q4.frontend.recipe_export import export_document
 from tvm_q4.frontend.recipe_nvidia import translate
 from tvm_q4.frontend.recipe_schema import ARRAY_FILE, FORMAT, GRAPH_FILE, VERSION
+
+_DAMAGE = (
+    ValueError, EOFError, KeyError, RuntimeError, MemoryError, OverflowError, zipfile.BadZipFile,
+    zlib.error,
+)  # fmt: skip
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -54,12 +59,17 @@ def read_recipe(
         If the recipe holds an operator, a form or a version that is not known.
     """
     folder = Path(folder)
+    if batch is not None and batch < 1:
+        raise InputError(f"batch is {batch}; it must be at least 1")
     document, arrays = _load_graph(folder / GRAPH_FILE), _load_arrays(folder / ARRAY_FILE)
     if "format" not in document:
         document, arrays = translate(document, arrays, image_size)
     elif document["format"] != FORMAT or document.get("version") != VERSION:
         found = f"{document['format']!r} version {document.get('version')!r}"
-        msg = f"{folder / GRAPH_FILE}: format {found} is not {FORMAT!r} version {VERSION}; use the tvm-q4 of its time"
+        msg = (
+            f"{folder / GRAPH_FILE}: format {found} is not {FORMAT!r} version {VERSION}; use "
+            "the tvm-q4 of its time"
+        )
         raise UnsupportedError(msg)
     return build_module(document, arrays, batch or 1, image_size)
 
@@ -105,7 +115,10 @@ def _check_destination(folder: Path) -> None:
     if folder.is_dir():
         others = sorted(p.name for p in folder.iterdir() if p.name not in (GRAPH_FILE, ARRAY_FILE))
         if others:
-            msg = f"folder {folder} holds {others[0]!r}, which is no recipe; name an empty or a new folder"
+            msg = (
+                f"folder {folder} holds {others[0]!r}, which is no recipe; name an empty or a "
+                "new folder"
+            )
             raise InputError(msg)
 
 
@@ -143,6 +156,6 @@ def _load_arrays(path: Path) -> Arrays:
             return out
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except _DAMAGE as error:
         detail = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path} is damaged at {name!r}: {detail}; copy it again") from error

@@ -94,34 +94,38 @@ def _check_names(entries: list[Any], document: dict[str, Any]) -> None:
 
 
 class _Builder:
-    """Emits the operators of one recipe."""
+    """Makes the operators of one recipe.
+
+    Bindings are collected by hand: a BlockBuilder left by an exception writes to standard error.
+    """
 
     def __init__(self, arrays: dict[str, NDArray], batch: int) -> None:
         self.arrays = arrays
         self.batch = batch
         self.used: set[str] = set()
+        self.bindings: list[relax.VarBinding] = []
 
     def build(self, param: relax.Var, entries: list[dict[str, Any]], output: str) -> tvm.IRModule:
-        builder = relax.BlockBuilder()
+        """Module of one dataflow block that returns the tensor `output`."""
         tensors: dict[str, relax.Expr] = {param.name: param}
-        with builder.function("main", [param]):
-            with builder.dataflow():
-                for entry in entries:
-                    call = self._call(entry, [tensors[x] for x in entry["inputs"]])
-                    hint = re.sub(r"\W", "_", entry["name"])
-                    tensors[entry["name"]] = self._emit(builder, call, hint, entry)
-                result = builder.emit_output(tensors[output])
-            builder.emit_func_output(result)
+        for entry in entries:
+            call = self._typed(self._call(entry, [tensors[x] for x in entry["inputs"]]), entry)
+            var = relax.DataflowVar(re.sub(r"\W", "_", entry["name"]), call.ty)
+            self.bindings.append(relax.VarBinding(var, call))
+            tensors[entry["name"]] = var
         unused = sorted(set(self.arrays) - self.used)
         if unused:
             raise InputError(f"recipe array {unused[0]!r} belongs to no operator; remove it")
-        return builder.get()
+        result = relax.Var("gv", tensors[output].ty)
+        self.bindings.append(relax.VarBinding(result, tensors[output]))
+        body = relax.SeqExpr([relax.DataflowBlock(self.bindings)], result)
+        main = relax.Function([param], body, result.ty).with_attr("global_symbol", "main")
+        return tvm.IRModule({"main": main})
 
-    def _emit(
-        self, builder: relax.BlockBuilder, call: relax.Call, hint: str, entry: dict[str, Any]
-    ) -> relax.Var:
+    def _typed(self, call: relax.Call, entry: dict[str, Any]) -> relax.Call:
+        """`call` with its inferred type."""
         try:
-            return builder.emit(call, name_hint=hint)
+            return relax.BlockBuilder().normalize(call)
         except Q4Error:
             raise
         except (RuntimeError, ValueError, TypeError) as error:

@@ -37,7 +37,10 @@ def check_op(entry: Entry, constants: Constants, inputs: list[relax.TensorType])
         expected = spec.arrays[key]
         if str(array.dtype) != expected.dtype or array.ndim not in expected.ranks:
             ranks = " or ".join(str(r) for r in expected.ranks)
-            msg = f"{where}: array {key} is {array.dtype} {list(array.shape)}, expected {expected.dtype} of rank {ranks}"
+            msg = (
+                f"{where}: array {key} is {array.dtype} {list(array.shape)}, expected "
+                f"{expected.dtype} of rank {ranks}"
+            )
             raise InputError(msg)
     _check_inputs(entry, inputs, where)
     _check_range(entry, where)
@@ -178,7 +181,10 @@ def _check_slice(entry: Entry, _constants: Constants, shapes: list[list[int]], w
 def _check_pad(entry: Entry, _constants: Constants, shapes: list[list[int]], where: str) -> None:
     width = entry["pad_width"]
     if len(width) != 2 * len(shapes[0]) or any(width[:2]):
-        msg = f"{where}: pad_width needs two values for each of {len(shapes[0])} axes, 0 for the batch"
+        msg = (
+            f"{where}: pad_width needs two values for each of {len(shapes[0])} axes, 0 for "
+            "the batch"
+        )
         raise InputError(msg)
 
 

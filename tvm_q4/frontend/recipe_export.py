@@ -79,10 +79,7 @@ class _Exporter:
                 f"variable {binding.var.name!r} is no operator call; a recipe holds operators only"
             )
             raise UnsupportedError(msg)
-        if ops.is_q4(value):
-            entry = self._q4(value)
-        else:
-            entry = self._movement(value, binding.var)
+        entry = self._q4(value) if ops.is_q4(value) else self._movement(value, binding.var)
         self.names[binding.var] = entry["name"]
         self.entries.append(entry)
 
@@ -105,8 +102,8 @@ class _Exporter:
         op = call.op.name if isinstance(call.op, tvm.ir.Op) else f"function {call.op!s}"
         if op not in _MOVEMENT or str(call.ty.dtype) == "float32":
             msg = (
-                f"operator {op} at {var.name!r} is not integer data movement; a recipe holds integers only: "
-                "quantize this part, and export before fusion"
+                f"operator {op} at {var.name!r} is not integer data movement; a recipe holds "
+                "integers only: quantize this part, and export before fusion"
             )
             raise UnsupportedError(msg)
         reads = f"an input of {op} at {var.name!r}"
@@ -118,7 +115,10 @@ class _Exporter:
 def _reshape(call: relax.Call, batch: int, where: str) -> Entry:
     shape = [int(d) for d in call.ty.shape]
     if not shape or shape[0] != batch:
-        msg = f"{where}: the shape {shape} does not keep the batch of {batch} first; a recipe has no batch"
+        msg = (
+            f"{where}: the shape {shape} does not keep the batch of {batch} first; a recipe "
+            "has no batch"
+        )
         raise UnsupportedError(msg)
     return {"op": "reshape", "shape": shape[1:]}
 

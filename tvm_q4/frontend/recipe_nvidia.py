@@ -21,7 +21,8 @@ _LINEAR = {"weight", "bias", "weight_type", "bias_type"}
 _KEYS: dict[str, set[str]] = {
     "input_quant": {"op", "input", "output", "out_type", "formula", "mean", "std", "real_step"},
     "conv2d": _COMMON | _LINEAR
-    | {"in_channels", "out_channels", "kernel", "stride", "padding", "pad_value", "dilation", "groups"},
+    | {"in_channels", "out_channels", "kernel", "stride", "padding", "pad_value", "dilation"}
+    | {"groups"},
     "linear": _COMMON | _LINEAR | {"in_features", "out_features"},
     "relu": _COMMON,
     "requant": _COMMON | {"mul", "shift", "axis", "clamp"},
@@ -59,7 +60,7 @@ def translate(
     for i, op in enumerate(graph["ops"]):
         kind, output = op.get("op"), op.get("output")
         t.where = f"recipe op {i} {kind} {output!r}"
-        if kind not in HANDLERS:
+        if not isinstance(kind, str) or kind not in HANDLERS:
             msg = f"{t.where}: operator {kind!r} is unknown; known are {', '.join(HANDLERS)}"
             raise UnsupportedError(msg)
         check_keys(op, _KEYS[kind], _NOTES, t.where)

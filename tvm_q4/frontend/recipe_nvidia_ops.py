@@ -15,7 +15,7 @@ from tvm_q4.quant import INT32_MAX, IntRange
 
 _MEAN, _STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 _QUANT_FORMULA = re.compile(
-    r"clamp\(rint\(\(\(p/255 - mean\)/std\) \* (?P<num>[\d.]+) / (?P<den>[\d.]+)\), "
+    r"clamp\(rint\(\(\(p/255 - mean\)/std\) \* (?P<num>\d+(?:\.\d+)?) / (?P<den>\d+(?:\.\d+)?)\), "
     r"(?P<lo>-?\d+), (?P<hi>-?\d+)\) in float32, rint = ties to even"
 )
 _AWAY = "nearest, ties away from zero"
@@ -49,9 +49,13 @@ def _input_quant(t: Translation, op: Entry) -> None:
 
 def _layer(t: Translation, op: Entry, rank: int) -> tuple[str, Arrays]:
     """Layer name, weight and bias of a convolution or linear layer, under that name."""
-    weight, bias = t.array(op["weight"], op["weight_type"]), t.array(op["bias"], op["bias_type"])
+    weight = t.integers(op["weight"], op["weight_type"])
+    bias = t.integers(op["bias"], op["bias_type"])
     if weight.dtype != np.int8 or weight.ndim != rank:
-        msg = f"{t.where}: weight is {weight.dtype} {list(weight.shape)}, expected int8 of rank {rank}"
+        msg = (
+            f"{t.where}: weight is {weight.dtype} {list(weight.shape)}, expected int8 of rank "
+            f"{rank}"
+        )
         raise InputError(msg)
     if not op["weight"].endswith(".weight") or t.type(op["out_type"]) != IntRange(*FULL):
         raise UnsupportedError(f"{t.where}: expected an s32 result and a weight named LAYER.weight")
@@ -69,7 +73,7 @@ def _conv2d(t: Translation, op: Entry) -> None:
     if list(weight.shape) != stated or op["groups"] != 1 or op["pad_value"] != 0:
         msg = (
             f"{t.where}: weight is {list(weight.shape)}, stated are {stated}, "
-            f"groups {op['groups']!r} and pad_value {op['pad_value']!r}; expected agreement, 1 and 0"
+            f"groups {op['groups']!r}, pad_value {op['pad_value']!r}; expected agreement, 1 and 0"
         )
         raise InputError(msg)
     source, padding = t.tensor(op["input"]), pad + pad
@@ -107,16 +111,19 @@ def _relu(t: Translation, op: Entry) -> None:
 
 
 def _requant(t: Translation, op: Entry) -> None:
-    mul, shift, result = t.array(op["mul"], "u16"), op["shift"], t.type(op["out_type"])
+    mul, shift, result = t.integers(op["mul"], "u16"), op["shift"], t.type(op["out_type"])
     stored = re.sub(r"_mul$", "_shift", op["mul"])
     if not is_int(shift) or not 0 <= shift <= 31:
         raise InputError(f"{t.where}: shift is {shift!r}, expected 0..31")
-    if stored in t.arrays and int(t.array(stored, "s32")) != shift:
+    if stored in t.arrays and t.integers(stored, "s32").ravel().tolist() != [shift]:
         raise InputError(
             f"{t.where}: shift is {shift}, but array {stored!r} says {t.arrays[stored]}"
         )
     if op.get("rounding") != _AWAY or op["axis"] != "channel":
-        msg = f"{t.where}: rounding {op.get('rounding')!r} on axis {op['axis']!r}; expected {_AWAY!r} a channel"
+        msg = (
+            f"{t.where}: rounding {op.get('rounding')!r} on axis {op['axis']!r}; expected "
+            f"{_AWAY!r} a channel"
+        )
         raise UnsupportedError(msg)
     lo, hi = _clamp(t, op, result)
     source = op["input"]

@@ -19,7 +19,7 @@ _IMAGE_SIZE = (224, 224)
 
 
 class Translation:
-    """The operators, arrays and names collected so far, and checked access to what they refer to."""
+    """Operators, arrays and names so far, and checked access to what they refer to."""
 
     def __init__(
         self, graph: dict[str, Any], arrays: Arrays, image_size: tuple[int, int] | None
@@ -51,11 +51,11 @@ class Translation:
         if not self.ops or not self.input:
             raise InputError("recipe: there is no input_quant operator; a recipe begins with one")
         self.meta["tensor_aliases"] = self.aliases
-        last = self.graph["ops"][-1]["output"]
-        output = self.names.get(last, last)
+        output = self.tensor(self.graph["ops"][-1]["output"])
         return {"meta": self.meta, "input": self.input, "output": output, "ops": self.ops}
 
     def check_inputs(self, op: Entry) -> None:
+        """What an operator reads exists, and its type's range lies in the one it takes."""
         inputs = op["input"] if isinstance(op["input"], list) else [op["input"]]
         if len(inputs) != (2 if op["op"] == "add" else 1):
             raise InputError(f"{self.where}: has {len(inputs)} inputs")
@@ -65,51 +65,60 @@ class Translation:
                 raise InputError(msg)
             made, taken = self.type(self.kinds[name]), self.type(op["in_type"])
             if made.lo < taken.lo or made.hi > taken.hi:
-                msg = f"{self.where}: in_type is {op['in_type']!r}, but {name!r} is {self.kinds[name]!r}"
+                msg = (
+                    f"{self.where}: in_type is {op['in_type']!r}, but {name!r} is "
+                    f"{self.kinds[name]!r}"
+                )
                 raise InputError(msg)
 
     def type(self, name: Any) -> IntRange:
+        """Range of a type that ``types`` declares."""
         if not isinstance(name, str) or name not in self.types:
             raise InputError(f"{self.where}: type {name!r} is not in 'types'")
         return self.types[name]
 
-    def array(self, name: Any, kind: Any = None) -> NDArray:
-        """An array by name; with its declared type, its values must lie in it."""
+    def array(self, name: Any) -> NDArray[Any]:
+        """An array by name."""
         if not isinstance(name, str) or name not in self.arrays:
             raise InputError(f"{self.where}: array {name!r} is not in model.npz")
-        array = self.arrays[name]
         self.read.add(name)
-        if kind is not None:
-            allowed = self.type(kind)
-            if array.dtype.kind not in "iu":
-                raise InputError(
-                    f"{self.where}: array {name!r} is {array.dtype}, expected integers"
-                )
-            if array.size and (int(array.min()) < allowed.lo or int(array.max()) > allowed.hi):
-                msg = f"{self.where}: array {name!r} leaves the range {allowed.lo}..{allowed.hi} of {kind}"
-                raise InputError(msg)
+        return self.arrays[name]
+
+    def integers(self, name: Any, kind: Any) -> NDArray[Any]:
+        """An array by name whose values must lie in its declared type."""
+        array, allowed = self.array(name), self.type(kind)
+        if array.dtype.kind not in "iu" or array.size == 0:
+            found = f"{array.dtype} {list(array.shape)}"
+            msg = f"{self.where}: array {name!r} is {found}, expected integers"
+            raise InputError(msg)
+        if int(array.min()) < allowed.lo or int(array.max()) > allowed.hi:
+            limits = f"{allowed.lo}..{allowed.hi}"
+            msg = f"{self.where}: array {name!r} leaves {limits}, the range of {kind}"
+            raise InputError(msg)
         return array
 
     def emit(
         self, kind: str, name: str, inputs: list[str], arrays: Arrays, **attributes: Any
     ) -> None:
+        """Append an operator of our format, its arrays named after the tensor that it makes."""
         refs = {key: f"{name}.{key}" for key in arrays}
         self.out.update({refs[key]: array for key, array in arrays.items()})
         self.ops.append({"op": kind, "name": name, "inputs": inputs, **refs, **attributes})
 
     def tensor(self, name: str) -> str:
-        """Our name of a tensor; a ReLU that something else than a requantization reads is emitted."""
+        """Our name of a tensor; a ReLU that is no requantization's clamp is emitted here."""
         if name in self.relu_of and name not in self.names:
             source = self.tensor(self.relu_of[name])
             one, none = np.array([1], np.int32), np.array([0], np.int32)
             self.emit(
-                "requantize", name, [source], {"multiplier": one, "shift": none}, lo=0, hi=INT32_MAX,
-                dtype="int32", zero_point=0, in_zero_point=0, rounding="half_away",
+                "requantize", name, [source], {"multiplier": one, "shift": none}, lo=0,
+                hi=INT32_MAX, dtype="int32", zero_point=0, in_zero_point=0, rounding="half_away",
             )  # fmt: skip
             self.names[name] = name
         return self.names[name]
 
     def made(self, op: Entry, size: tuple[int, int] | None) -> str:
+        """Record that `op`'s output keeps its name, and its height and width."""
         output = op["output"]
         self.names[output] = output
         if size is not None:
@@ -117,6 +126,7 @@ class Translation:
         return output
 
     def size(self, name: str) -> tuple[int, int]:
+        """Height and width of a tensor."""
         if name not in self.spatial:
             raise InputError(f"{self.where}: its input {name!r} has no height and width")
         return self.spatial[name]

@@ -58,7 +58,10 @@ def _ratio(
     m: NDArray, e: NDArray, rank: int, where: str
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     if e.size and (int(e.min()) < 0 or int(e.max()) > _MAX_SHIFT):
-        msg = f"{where}: shift {int(e.min())}..{int(e.max())} is outside 0..{_MAX_SHIFT}; mend the model"
+        msg = (
+            f"{where}: shift {int(e.min())}..{int(e.max())} is outside 0..{_MAX_SHIFT}; mend "
+            "the model"
+        )
         raise NumericsError(msg)
     return _along(m.astype(np.int64), rank), _along(e.astype(np.int64), rank)
 
@@ -85,10 +88,16 @@ def _scaled(x: NDArray[np.float32], scale: NDArray, a: Attrs) -> NDArray[np.floa
         elif form == "mul_div":
             factor = np.float32(a["denominator"])
         else:
-            msg = f"{_where('quantize', a)}: form {form!r} is unknown; use reciprocal, divide or mul_div"
+            msg = (
+                f"{_where('quantize', a)}: form {form!r} is unknown; use reciprocal, divide "
+                "or mul_div"
+            )
             raise UnsupportedError(msg)
         if not (np.isfinite(factor).all() and (factor > 0).all()):
-            msg = f"{_where('quantize', a)}: scale {float(scale.flat[0])!r} has no positive float32 form"
+            msg = (
+                f"{_where('quantize', a)}: scale {float(scale.flat[0])!r} has no positive "
+                "float32 form"
+            )
             raise NumericsError(msg)
         if form == "reciprocal":
             return x * factor
@@ -135,7 +144,7 @@ def _biased(acc: NDArray, bias: NDArray, where: str) -> NDArray[np.int32]:
 
 
 def requantize(x: NDArray, m: NDArray, e: NDArray, *rest: Any) -> NDArray:
-    """``clamp(z + offset + round((x - z_in) * m / 2**e), lo, hi)``; `rest` is [offset,] attributes."""
+    """``clamp(z + offset + round((x - z_in) * m / 2**e), lo, hi)``; `rest`: [offset,] attrs."""
     *offset, a = rest
     mul, shift = _ratio(m, e, x.ndim, _where("requantize", a))
     value = x.astype(np.int64)
@@ -156,7 +165,10 @@ def add(
     """Residual add in one of its three forms (numerics.md)."""
     where = _where("add", a)
     if lhs.shape != rhs.shape:
-        msg = f"{where}: operands have shapes {list(lhs.shape)} and {list(rhs.shape)}; they must be equal"
+        msg = (
+            f"{where}: operands have shapes {list(lhs.shape)} and {list(rhs.shape)}; they "
+            "must be equal"
+        )
         raise InputError(msg)
     left, right = (
         lhs.astype(np.int64) - a["lhs_zero_point"],
@@ -240,7 +252,10 @@ def avg_pool2d(x: NDArray, a: Attrs) -> NDArray:
         return total
     n = window_counts(x.shape[2:], *geometry, include_pad=a["count_include_pad"])
     if (n == 0).any():
-        msg = f"{where}: a window holds padding alone and padding is not counted; its mean is undefined"
+        msg = (
+            f"{where}: a window holds padding alone and padding is not counted; its mean is "
+            "undefined"
+        )
         raise UnsupportedError(msg)
     size = np.abs(total.astype(np.int64))
     if a["rounding"] == "nearest":
@@ -258,7 +273,10 @@ def concat(*rest: Any) -> NDArray:
     *inputs, a = rest
     kinds = sorted({str(x.dtype) for x in inputs})
     if kinds != [a["dtype"]]:
-        msg = f"{_where('concat', a)}: inputs have types {kinds}, the result {a['dtype']}; requantize first"
+        msg = (
+            f"{_where('concat', a)}: inputs have types {kinds}, the result {a['dtype']}; "
+            "requantize first"
+        )
         raise InputError(msg)
     return np.concatenate(inputs, axis=a["axis"])
 

@@ -44,7 +44,10 @@ def _pool_geometry(call: relax.Call, x: Float) -> tuple[Any, ...]:
         x.shape[2:], kernel, strides, padding, dilation, bool(a.ceil_mode), call.op.name
     )
     if list(out) != [int(d) for d in call.ty.shape][2:]:
-        msg = f"{call.op.name}: ceil mode makes {list(out)} positions, but the module's type has {call.ty.shape}"
+        msg = (
+            f"{call.op.name}: ceil mode makes {list(out)} positions, but the module's type "
+            f"has {call.ty.shape}"
+        )
         raise UnsupportedError(msg)
     return kernel, strides, padding, dilation, out
 
@@ -86,7 +89,10 @@ def batch_norm(
     """Inference form; returns the result and both statistics unchanged."""
     a = call.attrs
     if bool(a.training):
-        msg = "relax.nn.batch_norm: the module holds a training-mode batch norm; export the model in eval mode"
+        msg = (
+            "relax.nn.batch_norm: the module holds a training-mode batch norm; export the "
+            "model in eval mode"
+        )
         raise UnsupportedError(msg)
     shape = [1] * x.ndim
     shape[int(a.axis)] = -1

@@ -59,7 +59,7 @@ def conv2d(
     fill: int,
     dtype: type[np.floating],
 ) -> NDArray[np.floating]:
-    """Cross-correlation computed in `dtype`: NCHW data, OIHW weights, padding top, left, bottom, right."""
+    """Cross-correlation in `dtype`: NCHW data, OIHW weights; padding top, left, bottom, right."""
     o, i, kh, kw = weight.shape
     oh, ow = pool_output(x.shape[2:], (kh, kw), strides, padding, dilation)
     rows = weight.astype(dtype).reshape(groups, o // groups, i * kh * kw)

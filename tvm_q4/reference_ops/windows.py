@@ -26,7 +26,7 @@ def windows(
     kernel, strides, dilation : (int, int)
         Along height and width.
     padding : (int, int, int, int)
-        Top, left, bottom, right; grown at the bottom and right where `out_size` needs it (ceil mode).
+        Top, left, bottom, right; grown after the data where `out_size` needs it (ceil mode).
     out_size : (int, int)
         Positions along height and width.
     fill : int or float
