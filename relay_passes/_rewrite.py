@@ -40,7 +40,7 @@ def dtype_of(expr: relax.Expr) -> str:
 
 
 def tensor_name(binding: relax.VarBinding) -> str:
-    """Name of the tensor that a binding makes: of a q4 operator, of its span, else of the variable."""
+    """Name of the tensor that a binding makes: the q4 operator's, the span's or the variable's."""
     value = binding.value
     if ops.is_q4(value):
         return str(value.attrs["name"])
@@ -180,7 +180,7 @@ class Names:
         return self.derive(f"{name}.out")
 
     def derive(self, name: str) -> str:
-        """A name that nothing else has or will ask for: `name`, with ``_1``, ``_2`` where it is taken."""
+        """A name that nothing else has or will ask for: `name`, numbered where it is taken."""
         candidate, count = name, 0
         while candidate in self._used or candidate in self._reserved:
             count += 1

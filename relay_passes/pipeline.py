@@ -8,11 +8,20 @@ import tvm
 from tvm import relax
 
 from tvm_q4.errors import InputError
+from tvm_q4.relay_passes.check_overflow import CheckOverflow
+from tvm_q4.relay_passes.fold_batch_norm import FoldBatchNorm
+from tvm_q4.relay_passes.fold_requantize import FoldRequantize
+from tvm_q4.relay_passes.fold_weight_quantize import FoldWeightQuantize
 from tvm_q4.relay_passes.qdq_to_integer import QdqToInteger
 
 INTEGER_PHASES = (
+    ("fold-weight-quantize", FoldWeightQuantize),
+    ("fold-batch-norm", FoldBatchNorm),
     ("qdq-to-integer", QdqToInteger),
+    ("fold-requantize", FoldRequantize),
+    ("check-overflow", CheckOverflow),
 )
+"""Name and pass of each phase. Weights are folded first: batch norms then find integers."""
 
 
 def dump_phase(directory: Path, number: int, name: str) -> tvm.transform.Pass:
@@ -31,7 +40,8 @@ def dump_phase(directory: Path, number: int, name: str) -> tvm.transform.Pass:
             directory.mkdir(parents=True, exist_ok=True)
             path.write_text(mod.script(show_meta=False), encoding="utf-8")
         except OSError as error:
-            msg = f"cannot write the module to '{path}': {error.strerror}; give --dump-ir a writable folder"
+            reason = f"{error.strerror}; give --dump-ir a writable folder"
+            msg = f"cannot write the module to '{path}': {reason}"
             raise InputError(msg) from error
         return mod
 
@@ -40,7 +50,7 @@ def dump_phase(directory: Path, number: int, name: str) -> tvm.transform.Pass:
 
 @relax.register_pipeline("tvm_q4_integer")
 def integer_pipeline(dump_dir: str | Path | None = None) -> tvm.transform.Pass:
-    """All passes up to the integer stage, in order, each followed by a dump where `dump_dir` is given."""
+    """All passes up to the integer stage, with a dump after each if `dump_dir` is given."""
     passes: list[tvm.transform.Pass] = []
     if dump_dir is not None:
         passes.append(dump_phase(Path(dump_dir), 0, "imported"))
@@ -52,7 +62,7 @@ def integer_pipeline(dump_dir: str | Path | None = None) -> tvm.transform.Pass:
 
 
 def to_integer(mod: tvm.IRModule, *, dump_dir: str | Path | None = None) -> tvm.IRModule:
-    """Bring a module from stage "qdq" to stage "integer"; an integer or float module stays as it is.
+    """Bring a module from stage "qdq" to stage "integer"; others stay as they are.
 
     Parameters
     ----------

@@ -1,9 +1,9 @@
 """QdqToInteger: from float operators between quantize and dequantize to q4 operators on integers.
 
 One walk over ``main`` gives every float tensor that derives from a ``q4.dequantize`` its meaning in
-integers (`qdq_rules.real`). A ``q4.quantize`` asks for that meaning at a scale, and what it takes is
-written then: requantizations, residual adds, pools on the narrower side. What no rule understands
-stays float, with a dequantize before it and the model's own quantize after it.
+integers (`qdq_rules.real`). A ``q4.quantize`` asks for that meaning at a scale, and what it takes
+is written then: requantizations, residual adds, pools on the narrower side. What no rule
+understands stays float, with a dequantize before it and the model's own quantize after it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,15 @@ from tvm import relax
 
 from tvm_q4 import ops
 from tvm_q4.meta import with_meta
-from tvm_q4.relay_passes._rewrite import MainRewriter, Names, has_op, names_in, op_name, shape_of, tensor_name
+from tvm_q4.relay_passes._rewrite import (
+    MainRewriter,
+    Names,
+    has_op,
+    names_in,
+    op_name,
+    shape_of,
+    tensor_name,
+)
 from tvm_q4.relay_passes.qdq_rules.emit import IntegerWriter
 from tvm_q4.relay_passes.qdq_rules.real import Constant, Real, Tensor
 from tvm_q4.relay_passes.qdq_rules.recognize import RULES, quantizer
@@ -60,7 +68,11 @@ class QdqRewriter(MainRewriter):
     def integer_operand(self, expr: relax.Expr, bits: int) -> Tensor | None:
         """The operand as an exact integer tensor of at most `bits` bits, or None."""
         real = self.operand(expr)
-        if not isinstance(real, Real) or isinstance(real, Constant) or self.writer.width(real) > bits:
+        if (
+            not isinstance(real, Real)
+            or isinstance(real, Constant)
+            or self.writer.width(real) > bits
+        ):
             return None
         return self.writer.exact(real)
 
@@ -69,7 +81,7 @@ class QdqRewriter(MainRewriter):
         return self._tensor_names[var]
 
     def resolve(self, var: relax.Var) -> relax.Expr:
-        """The new expression for an old variable; float tensors are written here when they are read."""
+        """The new expression for an old variable; float tensors are written when they are read."""
         value = self.env[var]
         return self.writer.to_float(value) if isinstance(value, Real) else value
 
@@ -90,4 +102,8 @@ def QdqToInteger(mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRMo
         return mod
     rewriter = QdqRewriter(mod)
     new = rewriter.run()
-    return with_meta(new, two_sided_adds=rewriter.writer.two_sided) if rewriter.writer.two_sided else new
+    return (
+        with_meta(new, two_sided_adds=rewriter.writer.two_sided)
+        if rewriter.writer.two_sided
+        else new
+    )

@@ -1,8 +1,7 @@
-"""From real values to q4 operators: exact integer forms, requantization, and the way back to float."""
+"""From real values to q4 operators: exact integers, requantization, and the way back to float."""
 
 from __future__ import annotations
 
-import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 from tvm import relax
@@ -63,7 +62,7 @@ class IntegerWriter:
         return 32 if isinstance(real, Linear) else 64
 
     def exact(self, real: Real) -> Tensor | None:
-        """Integer tensor that holds exactly `real`, written where it is not yet; None if there is none."""
+        """Integer tensor that holds exactly `real`, written if it is not yet, or None."""
         if isinstance(real, Tensor):
             return real
         if isinstance(real, Linear):
@@ -120,7 +119,13 @@ class IntegerWriter:
         bounds = IntRange(min(p.range.lo for p in parts), max(p.range.hi for p in parts))
         bound = np.array(max(int(p.bound.max()) for p in parts))
         return derived(
-            first, origin=real.origin, shape=real.shape, var=var, name=name, range=bounds, bound=bound
+            first,
+            origin=real.origin,
+            shape=real.shape,
+            var=var,
+            name=name,
+            range=bounds,
+            bound=bound,
         )
 
     def quantize(self, real: Real, q: Quantizer, name: str | None) -> relax.Var | None:
@@ -132,7 +137,11 @@ class IntegerWriter:
             return self.quantize(real.x, q.clamped(real.low, real.high), name)
         if isinstance(real, Sum):
             lhs, rhs = self.exact(real.lhs), self.exact(real.rhs)
-            return None if lhs is None or rhs is None else emit_add(self, lhs, rhs, q, self._name(name, "add"))
+            return (
+                None
+                if lhs is None or rhs is None
+                else emit_add(self, lhs, rhs, q, self._name(name, "add"))
+            )
         if isinstance(real, (MaxPool, Movement, Concat)):
             return self._quantize_moved(real, q, name)
         x = self.exact(real)
@@ -141,7 +150,9 @@ class IntegerWriter:
     def _name(self, name: str | None, fallback: str) -> str:
         return self.names.derive(fallback) if name is None else self.names.take(name)
 
-    def _quantize_moved(self, real: MaxPool | Movement | Concat, q: Quantizer, name: str | None) -> relax.Var | None:
+    def _quantize_moved(
+        self, real: MaxPool | Movement | Concat, q: Quantizer, name: str | None
+    ) -> relax.Var | None:
         """Pool or move on the narrower side: before the requantization or after it."""
         x = self.exact(real) if self.width(real) <= q.range.bits else None
         if x is not None:
@@ -167,42 +178,44 @@ class IntegerWriter:
         offset = None
         if x.constant is not None:
             m, e, offset = _constants(x.constant.ravel(), m, e, q)
-        suffix = "out" if x.range.bits == 32 else "rq"
+        fallback = f"{x.name}.{'out' if x.range.bits == 32 else 'rq'}"
         call = ops.requantize(
-            x.var, m.reshape(ratio.shape), e.reshape(ratio.shape), name=self._name(name, f"{x.name}.{suffix}"),
+            x.var, m.reshape(ratio.shape), e.reshape(ratio.shape), name=self._name(name, fallback),
             lo=q.range.lo, hi=q.range.hi, dtype=q.dtype, zero_point=q.zero_point,
             in_zero_point=x.zero_point, offset=offset,
         )  # fmt: skip
         return self.emit(call)
 
-    def to_float(self, real: Real) -> relax.Var:
+    def to_float(self, real: Real) -> relax.Expr:
         """Float tensor of the new module for a value that a float operator, or nothing, reads."""
         if real.as_float is None:
-            dequantized = self._dequantized(real)
-            real.as_float = self.rewriter.keep(real.origin) if dequantized is None else dequantized
+            real.as_float = self._written_float(real)
         return real.as_float
 
-    def _dequantized(self, real: Real) -> relax.Var | None:
-        """The dequantized integers, unless `real` is better left to float operators."""
-        if isinstance(real, (Constant, Clip, Sum)):
-            return None
-        x = self.exact(real)
+    def _written_float(self, real: Real) -> relax.Expr:
+        if isinstance(real, Constant):
+            return relax.const(real.float32(), "float32")
+        if ops.is_q4(real.origin.value, "dequantize"):
+            self.names.take(tensor_name(real.origin))
+            return self.rewriter.keep(real.origin)
+        x = None if isinstance(real, (Clip, Sum)) else self.exact(real)
         if x is None or not expressible(x.scale) or per_channel(x.scale).ndim > 1:
-            return None
+            return self.rewriter.keep(real.origin)
+        scale = float(x.scale.item()) if x.uniform else per_channel(x.scale)
         call = ops.dequantize(
-            x.var, per_channel(x.scale) if not x.uniform else float(x.scale.item()), x.zero_point,
-            name=self._dequantized_name(real, x), qmin=x.range.lo, qmax=x.range.hi,
+            x.var, scale, x.zero_point, name=self.names.derive(f"{x.name}.dq"), qmin=x.range.lo,
+            qmax=x.range.hi,
         )  # fmt: skip
         return self.emit(call)
 
-    def _dequantized_name(self, real: Real, x: Tensor) -> str:
-        if real is x and ops.is_q4(real.origin.value, "dequantize"):
-            return self.names.take(tensor_name(real.origin))
-        return self.names.derive(f"{x.name}.dq")
-
 
 def _same_units(a: Tensor, b: Tensor) -> bool:
-    uniform = a.uniform and b.uniform and a.zero_point == b.zero_point and a.var.ty.dtype == b.var.ty.dtype
+    uniform = (
+        a.uniform
+        and b.uniform
+        and a.zero_point == b.zero_point
+        and a.var.ty.dtype == b.var.ty.dtype
+    )
     return bool(uniform and a.scale.item() == b.scale.item())
 
 
@@ -215,7 +228,7 @@ def _is_identity(x: Tensor, q: Quantizer) -> bool:
 def _constants(
     constant: NDArray[np.float64], m: NDArray[np.int32], e: NDArray[np.int32], q: Quantizer
 ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
-    """Multipliers, shifts and offsets in which constant channels are their value in output steps."""
+    """Multipliers, shifts and offsets in which constant channels are so many output steps."""
     dead = np.isfinite(constant)
     steps = np.rint(np.where(dead, constant, 0.0) / q.scale)
     offset = np.clip(steps, q.range.lo - q.zero_point, q.range.hi - q.zero_point)

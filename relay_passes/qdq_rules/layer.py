@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 def accumulator(real: Linear, writer: IntegerWriter) -> Tensor:
     """Write a layer as ``q4.conv2d`` or ``q4.dense`` and say what its accumulator means.
 
-    The bias is ``round_half_even(b / (s_a * s_w[o])) - z_a * sum_k w[o, k]`` (numerics.md). A channel
-    whose weights are all zero is the constant ``b``; where its bias does not fit int32, it takes a
-    power of two as its scale, in which a float32 bias is exact.
+    The bias is ``round_half_even(b / (s_a * s_w[o])) - z_a * sum_k w[o, k]`` (numerics.md). A
+    channel whose weights are all zero is the constant ``b``; where its bias does not fit int32, it
+    takes a power of two as its scale, in which a float32 bias is exact.
 
     Raises
     ------
@@ -45,10 +45,11 @@ def accumulator(real: Linear, writer: IntegerWriter) -> Tensor:
     rank = len(real.shape)
     largest = max(abs(x.range.lo), abs(x.range.hi), abs(z))
     bound = np.abs(rows).sum(axis=1) * largest + np.abs(bias)
+    constant = np.where(dead, real.bias, np.nan) if dead.any() else None
     return Tensor(
-        origin=real.origin, shape=real.shape, var=var, name=name, range=IntRange(INT32_MIN, INT32_MAX),
-        scale=broadcast_scale(scale, rank, 1), bound=broadcast_scale(bound, rank, 1),
-        constant=broadcast_scale(np.where(dead, real.bias, np.nan), rank, 1) if dead.any() else None,
+        origin=real.origin, shape=real.shape, var=var, name=name,
+        range=IntRange(INT32_MIN, INT32_MAX), scale=broadcast_scale(scale, rank, 1),
+        bound=broadcast_scale(bound, rank, 1), constant=constant,
     )  # fmt: skip
 
 
@@ -56,8 +57,9 @@ def _refuse(bad: NDArray[np.bool_], real: Linear, steps: NDArray[np.float64]) ->
     if bad.any():
         o = int(np.flatnonzero(bad)[0])
         msg = (
-            f"{real.kind} {real.name!r} channel {o}: the bias {float(real.bias[o])!r} is {float(steps[o]):.6g} steps of "
-            f"the accumulator's scale, beyond int32; give the layer larger scales or a smaller bias"
+            f"{real.kind} {real.name!r} channel {o}: the bias {float(real.bias[o])!r} is "
+            f"{float(steps[o]):.6g} steps of the accumulator's scale, beyond int32; give the layer "
+            "larger scales or a smaller bias"
         )
         raise NumericsError(msg)
 

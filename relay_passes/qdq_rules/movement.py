@@ -23,7 +23,7 @@ def keeps_elements(real: Movement) -> bool:
 
 
 def is_supported(call: relax.Call) -> bool:
-    """Whether a movement keeps its meaning on integers: padding with a constant, positive strides."""
+    """Whether a movement has a meaning on integers: constant padding, positive strides."""
     name = op_name(call)
     if name == "relax.nn.pad":
         return str(call.attrs.pad_mode) == "constant" and len(call.args) == 1
@@ -45,10 +45,14 @@ def moved_tensor(real: Movement, x: Tensor, rewriter: MainRewriter) -> Tensor | 
     var = rewriter.emit(_applied(real.call, x.var, fill), str(real.origin.var.name))
     bounds = IntRange(min(x.range.lo, fill), max(x.range.hi, fill))
     bound = np.array(max(int(x.bound.max()), abs(fill - x.zero_point)))
-    return derived(x, origin=real.origin, shape=real.shape, var=var, scale=scale, range=bounds, bound=bound)
+    return derived(
+        x, origin=real.origin, shape=real.shape, var=var, scale=scale, range=bounds, bound=bound
+    )
 
 
-def moved_quantized(real: Movement, x: relax.Var, q: Quantizer, rewriter: MainRewriter) -> relax.Var:
+def moved_quantized(
+    real: Movement, x: relax.Var, q: Quantizer, rewriter: MainRewriter
+) -> relax.Var:
     """Integers `x`, quantized by `q` already, moved as the model moves the float tensor."""
     fill = q.steps(_pad_value(real.call))
     return rewriter.emit(_applied(real.call, x, fill), str(real.origin.var.name))
@@ -83,12 +87,18 @@ def _moved_scale(call: relax.Call, x: Tensor, shape: tuple[int, ...]) -> NDArray
     if op_name(call) in RESHAPES:
         moved = _reshaped_scale(x, shape)
     elif op_name(call) == "relax.permute_dims":
-        moved = np.transpose(x.scale, None if call.attrs.axes is None else ops.ints(call.attrs.axes))
+        moved = np.transpose(
+            x.scale, None if call.attrs.axes is None else ops.ints(call.attrs.axes)
+        )
     elif op_name(call) == "relax.strided_slice":
         moved = _sliced(x.scale, call)
     else:
         width = np.reshape(ops.ints(call.attrs.pad_width), (-1, 2))
-        moved = np.pad(x.scale, [tuple(w) if n > 1 else (0, 0) for w, n in zip(width, x.scale.shape, strict=True)], "edge")
+        moved = np.pad(
+            x.scale,
+            [tuple(w) if n > 1 else (0, 0) for w, n in zip(width, x.scale.shape, strict=True)],
+            "edge",
+        )
     return moved if moved is not None and expressible(moved) and moved.shape[0] == 1 else None
 
 

@@ -36,7 +36,13 @@ def _windows(call: relax.Call) -> dict[str, Any] | None:
 def _output(call: relax.Call, w: dict[str, Any]) -> tuple[int, int]:
     size = shape_of(call.args[0])[2:]
     return ops.pool_output(
-        size, w["pool_size"], w["strides"], w["padding"], w["dilation"], w["ceil_mode"], op_name(call)
+        size,
+        w["pool_size"],
+        w["strides"],
+        w["padding"],
+        w["dilation"],
+        w["ceil_mode"],
+        op_name(call),
     )
 
 
@@ -63,7 +69,7 @@ def average(pass_: QdqRewriter, binding: relax.VarBinding) -> Real | None:
 
 
 def _adaptive_windows(call: relax.Call) -> dict[str, Any] | None:
-    """Windows where all bins ``[floor(i n / o), ceil((i + 1) n / o))`` have one size and one step."""
+    """Windows if all bins ``[floor(i n / o), ceil((i + 1) n / o))`` have one size and one step."""
     kernel, strides = [], []
     for n, o in zip(shape_of(call.args[0])[2:], shape_of(call)[2:], strict=True):
         starts = [i * n // o for i in range(o)]
@@ -74,7 +80,8 @@ def _adaptive_windows(call: relax.Call) -> dict[str, Any] | None:
         kernel.append(sizes.pop())
         strides.append(steps.pop())
     return {
-        "pool_size": kernel, "strides": strides, "padding": [0] * 4, "dilation": [1, 1], "ceil_mode": False,
+        "pool_size": kernel, "strides": strides, "padding": [0] * 4, "dilation": [1, 1],
+        "ceil_mode": False,
     }  # fmt: skip
 
 
@@ -85,7 +92,12 @@ def global_average(pass_: QdqRewriter, binding: relax.VarBinding) -> Real | None
     axes = [] if call.attrs.axis is None else [a % len(shape) for a in ops.ints(call.attrs.axis)]
     if len(shape) != 4 or sorted(axes) != [2, 3]:
         return None
-    windows = {"pool_size": list(shape[2:]), "strides": [1, 1], "padding": [0] * 4, "ceil_mode": False}
+    windows = {
+        "pool_size": list(shape[2:]),
+        "strides": [1, 1],
+        "padding": [0] * 4,
+        "ceil_mode": False,
+    }
     total = _sum(pass_, binding, windows, True)
     if total is None or bool(call.attrs.keepdims):
         return total
@@ -95,8 +107,10 @@ def global_average(pass_: QdqRewriter, binding: relax.VarBinding) -> Real | None
     return total
 
 
-def _sum(pass_: QdqRewriter, binding: relax.VarBinding, windows: dict[str, Any], include: bool) -> Tensor | None:
-    """``q4.avg_pool2d`` in form ``sum``, in units of the input's scale over the counted positions."""
+def _sum(
+    pass_: QdqRewriter, binding: relax.VarBinding, windows: dict[str, Any], include: bool
+) -> Tensor | None:
+    """``q4.avg_pool2d`` as a ``sum``; its unit is the input's scale over the counted positions."""
     x = pass_.integer_operand(binding.value.args[0], bits=16)
     if x is None:
         return None
@@ -106,20 +120,31 @@ def _sum(pass_: QdqRewriter, binding: relax.VarBinding, windows: dict[str, Any],
     name = pass_.names.take(tensor_name(binding))
     var = pass_.emit_q4(
         ops.avg_pool2d(
-            x.var, name=name, zero_point=x.zero_point, count_include_pad=include, rounding="sum", **windows
+            x.var,
+            name=name,
+            zero_point=x.zero_point,
+            count_include_pad=include,
+            rounding="sum",
+            **windows,
         )
     )
     return Tensor(
-        origin=binding, shape=shape_of(var), var=var, name=name, range=_INT32, scale=x.scale / count,
-        bound=np.array(x.bound.max() * windows["pool_size"][0] * windows["pool_size"][1]),
+        origin=binding, shape=shape_of(var), var=var, name=name, range=_INT32,
+        scale=x.scale / count, bound=np.array(x.bound.max() * np.prod(windows["pool_size"])),
     )  # fmt: skip
 
 
 def _counts(call: relax.Call, windows: dict[str, Any], include: bool) -> NDArray[np.int64]:
-    """Counted positions of each window, [1, 1, 1, 1] where all have as many, else [1, 1, OH, OW]."""
+    """Counted positions of each window, [1, 1, OH, OW], or [1, 1, 1, 1] if all have as many."""
     size, out = shape_of(call.args[0])[2:], _output(call, {**windows, "dilation": [1, 1]})
     counts = window_counts(
-        size, windows["pool_size"], windows["strides"], windows["padding"], [1, 1], out, include_pad=include
+        size,
+        windows["pool_size"],
+        windows["strides"],
+        windows["padding"],
+        [1, 1],
+        out,
+        include_pad=include,
     )
     counts = counts[None, None]
     return counts[:, :, :1, :1] if (counts == counts.flat[0]).all() else counts

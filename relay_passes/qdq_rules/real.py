@@ -28,13 +28,13 @@ class Real:
     origin : relax.VarBinding
         Its binding in the old module; written again where a float operator reads the value.
     shape : tuple of int
-    as_float : relax.Var or None
+    as_float : relax.Expr or None
         The float tensor in the new module, once something asked for it.
     """
 
     origin: relax.VarBinding
     shape: tuple[int, ...]
-    as_float: relax.Var | None = field(default=None, repr=False)
+    as_float: relax.Expr | None = field(default=None, repr=False)
 
 
 @dataclass(eq=False, kw_only=True)
@@ -90,6 +90,13 @@ class Constant(Real):
         if self.scale is None:
             return self.values.astype(np.float64)
         return (self.values.astype(np.float64) - self.zero_point) * self.scale
+
+    def float32(self) -> NDArray[np.float32]:
+        """The values as ``q4.dequantize`` computes them."""
+        if self.scale is None:
+            return self.values.astype(np.float32)
+        steps = self.values.astype(np.int64) - self.zero_point
+        return steps.astype(np.float32) * self.scale.astype(np.float32)
 
 
 @dataclass(eq=False, kw_only=True)
@@ -168,7 +175,7 @@ class Quantizer:
         return int(steps)
 
     def clamped(self, low: float, high: float) -> Quantizer:
-        """The quantizer of ``clip(x, low, high)``: quantization is monotone, so only bounds change."""
+        """The quantizer of ``clip(x, low, high)``; it is monotone, so only bounds change."""
         bounds = IntRange(self.steps(low), self.steps(high))
         return Quantizer(self.scale, self.zero_point, bounds, self.dtype)
 
@@ -193,4 +200,6 @@ def per_channel(values: NDArray[Any]) -> NDArray[Any]:
 
 def expressible(values: NDArray[Any]) -> bool:
     """Whether `per_channel` has a form for a parameter."""
-    return values.ndim == 4 or values.size == 1 or (values.ndim > 1 and values.size == values.shape[1])
+    return (
+        values.ndim == 4 or values.size == 1 or (values.ndim > 1 and values.size == values.shape[1])
+    )

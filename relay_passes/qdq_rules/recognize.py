@@ -58,6 +58,8 @@ def dequantize(pass_: QdqRewriter, binding: relax.VarBinding) -> Real | None:
     bounds = IntRange(int(a["qmin"]), int(a["qmax"]))
     common = {"origin": binding, "shape": shape_of(call), "scale": scale, "range": bounds}
     if isinstance(call.args[0], tvm.ir.GenericConst):
+        if str(a["form"]) != "multiply":
+            return None
         return Constant(values=ops.const_array(call.args[0]), zero_point=zero_point, **common)
     if (zero_point != zero_point.flat[0]).any() or not isinstance(call.args[0], relax.Var):
         return None
@@ -75,7 +77,7 @@ def _layer_name(weight: Constant, binding: relax.VarBinding) -> str:
 
 
 def _integer_weight(weight: Constant) -> tuple[NDArray[np.int8], NDArray[np.float64], int] | None:
-    """int8 weights, one scale an output channel and declared bits; None where they have no such form."""
+    """int8 weights, one scale an output channel, declared bits; None without such a form."""
     if weight.scale is None or weight.zero_point is None or weight.range is None:
         return None
     out = weight.values.shape[0]
@@ -90,7 +92,11 @@ def _integer_weight(weight: Constant) -> tuple[NDArray[np.int8], NDArray[np.floa
 
 
 def _linear(
-    pass_: QdqRewriter, binding: relax.VarBinding, kind: str, weight: Constant, attrs: dict[str, Any]
+    pass_: QdqRewriter,
+    binding: relax.VarBinding,
+    kind: str,
+    weight: Constant,
+    attrs: dict[str, Any],
 ) -> Real | None:
     x = pass_.integer_operand(binding.value.args[0], bits=8)
     integers = _integer_weight(weight)
@@ -98,8 +104,9 @@ def _linear(
         return None
     values, scale, bits = integers
     return Linear(
-        origin=binding, shape=shape_of(binding.value), kind=kind, x=x, weight=values, weight_scale=scale,
-        weight_bits=bits, bias=np.zeros(len(values)), name=_layer_name(weight, binding), attrs=attrs,
+        origin=binding, shape=shape_of(binding.value), kind=kind, x=x, weight=values,
+        weight_scale=scale, weight_bits=bits, bias=np.zeros(len(values)),
+        name=_layer_name(weight, binding), attrs=attrs,
     )  # fmt: skip
 
 
@@ -107,7 +114,9 @@ def conv2d(pass_: QdqRewriter, binding: relax.VarBinding) -> Real | None:
     """A convolution NCHW, OIHW of a quantized tensor with constant integer weights."""
     a, weight = binding.value.attrs, pass_.operand(binding.value.args[1])
     layouts = (str(a.data_layout), str(a.kernel_layout), str(a.out_layout))
-    if layouts not in (("NCHW", "OIHW", "NCHW"), ("NCHW", "OIHW", "")) or not isinstance(weight, Constant):
+    if layouts not in (("NCHW", "OIHW", "NCHW"), ("NCHW", "OIHW", "")) or not isinstance(
+        weight, Constant
+    ):
         return None
     windows = {k: ops.ints(getattr(a, k)) for k in ("strides", "padding", "dilation")}
     return _linear(pass_, binding, "conv2d", weight, {**windows, "groups": int(a.groups)})
@@ -121,8 +130,8 @@ def matmul(pass_: QdqRewriter, binding: relax.VarBinding) -> Real | None:
     if len(shape_of(binding.value.args[0])) != 2:
         return None
     rows = Constant(
-        origin=weight.origin, shape=weight.shape[::-1], values=weight.values.T, scale=weight.scale.T,
-        zero_point=weight.zero_point.T, range=weight.range,
+        origin=weight.origin, shape=weight.shape[::-1], values=weight.values.T,
+        scale=weight.scale.T, zero_point=weight.zero_point.T, range=weight.range,
     )  # fmt: skip
     return _linear(pass_, binding, "dense", rows, {})
 
@@ -185,7 +194,8 @@ def _moved_constant(binding: relax.VarBinding, x: Constant) -> Constant | None:
     move = MOVEMENT_OPS[op_name(call)]
     arrays = {"values": x.values, "scale": x.scale, "zero_point": x.zero_point}
     moved = {
-        k: None if v is None else move(call, np.broadcast_to(v, x.values.shape)) for k, v in arrays.items()
+        k: None if v is None else move(call, np.broadcast_to(v, x.values.shape))
+        for k, v in arrays.items()
     }
     return Constant(origin=binding, shape=shape_of(call), range=x.range, **moved)
 
@@ -197,7 +207,10 @@ def concat(pass_: QdqRewriter, binding: relax.VarBinding) -> Real | None:
         return None
     parts = [pass_.operand(f) for f in fields.fields]
     shape = shape_of(binding.value)
-    if any(not isinstance(p, Real) or isinstance(p, Constant) for p in parts) or int(axis) % len(shape) == 0:
+    if (
+        any(not isinstance(p, Real) or isinstance(p, Constant) for p in parts)
+        or int(axis) % len(shape) == 0
+    ):
         return None
     return Concat(origin=binding, shape=shape, parts=parts, axis=int(axis) % len(shape))
 

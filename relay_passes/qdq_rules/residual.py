@@ -55,14 +55,23 @@ def _why_not_fused(
     if rhs.range.bits > 16:
         return "both sides are int32"
     if int(e.min()) < 1:
-        return f"the common shift of channel {int(e.argmin())} is {int(e.min())}, below 1"
+        return f"the common shift of channel {_channel(-e)} is {int(e.min())}, below 1"
     largest = int(max(m1.max(), m2.max()))
     if largest > INT32_MAX:
         return f"a multiplier is {largest}, beyond int32"
-    peak = _product(lhs, m1) + _product(rhs, m2) + np.array([1 << int(s - 1) for s in e.flat]).reshape(e.shape)
+    peak = (
+        _product(lhs, m1)
+        + _product(rhs, m2)
+        + np.array([1 << int(s - 1) for s in e.flat]).reshape(e.shape)
+    )
     if (peak >= 1 << 63).any():
-        return f"the products of channel {int(np.argmax(peak))} may sum up to {np.max(peak)}, 2^63 or more"
+        return f"the products of channel {_channel(peak)} may reach {np.max(peak)}, 2^63 or more"
     return ""
+
+
+def _channel(values: NDArray[Any]) -> int:
+    """Channel in which a broadcastable parameter is largest."""
+    return int(np.unravel_index(np.argmax(values), values.shape)[1])
 
 
 def _product(x: Tensor, m: NDArray[np.int64]) -> NDArray[Any]:
