@@ -141,7 +141,7 @@ def _checked(reader: PT2ArchiveReader, names: list[str], where: str) -> dict[str
     for config in _CONFIGS:
         _check_payload(json.loads(reader.read_string(config)), where)
     _check_samples(reader.read_bytes(_SAMPLES), where)
-    program = json.loads(reader.read_string(_MODEL))
+    program: dict[str, Any] = json.loads(reader.read_string(_MODEL))
     _check_program(program, where)
     return program
 

@@ -159,13 +159,13 @@ _KEPT: list[Any] = []
 """Declarations live as long as their library object."""
 
 
-@torch.no_grad()
 def _settle_statistics(network: nn.Module, images: torch.Tensor) -> None:
     """Give every batch norm the statistics of `images`."""
     norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = 1.0
-    network.train()(images)
+    with torch.no_grad():
+        network.train()(images)
     for norm in norms:
         norm.momentum = 0.1
 

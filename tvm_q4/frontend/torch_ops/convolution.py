@@ -47,7 +47,7 @@ def _check_conv(node: NodeView, x: Value, weight: Value) -> None:
 @converts("aten.conv2d.default", "aten.conv2d.padding", "aten.convolution.default")
 def conv2d(imp: ImporterFace, node: NodeView) -> Value:
     """``relax.nn.conv2d`` NCHW/OIHW, then the bias reshaped to [1, O, 1, 1] and added."""
-    x, weight, bias = node["input"], node["weight"], node["bias"]
+    x, weight, bias = node.tensor("input"), node.tensor("weight"), node["bias"]
     _check_conv(node, x, weight)
     stride, dilation = pair(node["stride"]), pair(node["dilation"])
     kernel = weight.shape[2:]
@@ -79,7 +79,7 @@ def _check_matmul(node: NodeView, x: Value, features: int) -> None:
 @converts("aten.linear.default")
 def linear(imp: ImporterFace, node: NodeView) -> Value:
     """``matmul(x, permute_dims(weight)) + bias``, the form of ``relax.op.linear``."""
-    x, weight, bias = node["input"], node["weight"], node["bias"]
+    x, weight, bias = node.tensor("input"), node.tensor("weight"), node["bias"]
     _check_matmul(node, x, weight.shape[1])
     transposed = imp.emit(relax.op.permute_dims(weight.expr), f"{node.label}.weight.t")
     out = imp.emit(relax.op.matmul(x.expr, transposed), node.label)
@@ -93,7 +93,7 @@ def addmm(imp: ImporterFace, node: NodeView) -> Value:
     """A linear layer after decomposition: ``bias + x @ weight_t``."""
     if node["beta"] != 1 or node["alpha"] != 1:
         raise node.unsupported(f"beta {node['beta']} and alpha {node['alpha']} must both be 1")
-    x, weight = node["mat1"], node["mat2"]
+    x, weight = node.tensor("mat1"), node.tensor("mat2")
     _check_matmul(node, x, weight.shape[0])
     out = imp.emit(relax.op.matmul(x.expr, weight.expr), node.label)
     out = imp.emit(relax.op.add(out, node["self"].expr), node.label)

@@ -13,12 +13,12 @@ _FLOAT_MAX = float(np.finfo(np.float32).max)
 @converts("aten.relu.default", "aten.relu_.default")
 def relu(imp: ImporterFace, node: NodeView) -> Value:
     """``relax.nn.relu``; the tensor keeps its producer's name."""
-    x = node["self"]
+    x = node.tensor("self")
     return Value(imp.emit(relax.op.nn.relu(x.expr), node.label), x.base)
 
 
 def _clip(imp: ImporterFace, node: NodeView, low: float | None, high: float | None) -> Value:
-    x = node["self"]
+    x = node.tensor("self")
     if low == 0 and high is None:
         return relu(imp, node)
     bounds = [
@@ -69,13 +69,13 @@ def add(imp: ImporterFace, node: NodeView) -> Value:
 )  # fmt: skip
 def identity(_imp: ImporterFace, node: NodeView) -> Value:
     """The same tensor."""
-    return node["self"]
+    return node.tensor("self")
 
 
 @converts("aten._to_copy.default", "aten.to.dtype", "aten.to.dtype_layout", "aten.to.device")
 def to_copy(_imp: ImporterFace, node: NodeView) -> Value:
     """The same tensor where the copy keeps its element type."""
-    x, dtype = node["self"], node.args.get("dtype")
+    x, dtype = node.tensor("self"), node.args.get("dtype")
     if dtype is not None and str(dtype).removeprefix("torch.") != x.dtype:
         raise node.unsupported(f"a conversion from {x.dtype} to {dtype} is not supported")
     return x
@@ -84,4 +84,4 @@ def to_copy(_imp: ImporterFace, node: NodeView) -> Value:
 @converts("aten.dropout.default", "aten.dropout_.default", "aten.feature_dropout.default")
 def dropout(_imp: ImporterFace, node: NodeView) -> Value:
     """The same tensor (dropout in training mode is refused before)."""
-    return node.args["input"] if "input" in node.args else node["self"]
+    return node.tensor("input" if "input" in node.args else "self")

@@ -14,7 +14,7 @@ def _affine(node: NodeView, name: str, channels: int, default: float) -> relax.E
 
 
 def _batch_norm(imp: ImporterFace, node: NodeView, eps: float) -> Value:
-    x = node["input"]
+    x = node.tensor("input")
     if node["running_mean"] is None or node["running_var"] is None:
         raise node.unsupported("batch norm without running statistics is not supported")
     channels = x.shape[1]

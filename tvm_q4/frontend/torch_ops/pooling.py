@@ -37,7 +37,7 @@ def _windows(node: NodeView) -> tuple[list[int], ...]:
 
 def _max_pool(imp: ImporterFace, node: NodeView) -> Value:
     """Max pool; ceil mode becomes extra padding after, which a maximum never sees."""
-    x, windows = node["self"], _windows(node)
+    x, windows = node.tensor("self"), _windows(node)
     kernel, stride, pad, dilation = windows
     sizes = _pooled(x, node, windows, bool(node["ceil_mode"]))
     reach = [(sizes[i] - 1) * stride[i] + dilation[i] * (kernel[i] - 1) + 1 for i in (0, 1)]
@@ -61,7 +61,7 @@ def max_pool2d_with_indices(imp: ImporterFace, node: NodeView) -> tuple[Value, .
 @converts("aten.avg_pool2d.default")
 def avg_pool2d(imp: ImporterFace, node: NodeView) -> Value:
     """``relax.nn.avg_pool2d``."""
-    x, windows, ceil = node["self"], _windows(node), bool(node["ceil_mode"])
+    x, windows, ceil = node.tensor("self"), _windows(node), bool(node["ceil_mode"])
     if node["divisor_override"] is not None:
         raise node.unsupported("average pooling with divisor_override is not supported")
     sizes = _pooled(x, node, windows, ceil)
@@ -94,7 +94,7 @@ def _adaptive_window(size: int, out: int) -> tuple[int, int] | None:
 @converts("aten.adaptive_avg_pool2d.default", "aten._adaptive_avg_pool2d.default")
 def adaptive_avg_pool2d(imp: ImporterFace, node: NodeView) -> Value:
     """Average pool with the windows that the output size asks for."""
-    x = node["self"]
+    x = node.tensor("self")
     wanted = [x.shape[2 + i] if o is None else int(o) for i, o in enumerate(node["output_size"])]
     windows = [_adaptive_window(x.shape[2 + i], wanted[i]) for i in (0, 1)]
     if None in windows:
@@ -115,7 +115,7 @@ def _is_global(x: Value, dims: list[int]) -> bool:
 @converts("aten.mean.dim")
 def mean(imp: ImporterFace, node: NodeView) -> Value:
     """Mean over height and width, as an average pool of one window."""
-    x: Value = node["self"]
+    x = node.tensor("self")
     dims: Any = node["dim"]
     if dims is None or not _is_global(x, dims):
         raise node.unsupported(

@@ -93,7 +93,7 @@ def _params(node: NodeView, x: Value, *, per_channel: bool) -> _Params:
 
 
 def _quantize(imp: ImporterFace, node: NodeView, *, per_channel: bool) -> Value:
-    x = node["input"]
+    x = node.tensor("input")
     if x.dtype != "float32":
         raise node.unsupported(f"the input has dtype {x.dtype}, expected float32")
     p = _params(node, x, per_channel=per_channel)
@@ -109,7 +109,7 @@ def _quantize(imp: ImporterFace, node: NodeView, *, per_channel: bool) -> Value:
 
 
 def _dequantize(imp: ImporterFace, node: NodeView, *, per_channel: bool) -> Value:
-    x = node["input"]
+    x = node.tensor("input")
     p = _params(node, x, per_channel=per_channel)
     if x.dtype != p.dtype:
         raise node.unsupported(f"the input has dtype {x.dtype}, the node says {p.dtype}")

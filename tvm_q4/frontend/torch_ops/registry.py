@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from tvm import relax
 
@@ -67,6 +67,13 @@ class NodeView:
     def __getitem__(self, name: str) -> Any:
         return self.args[name]
 
+    def tensor(self, name: str) -> Value:
+        """Argument `name`, which must be a tensor."""
+        value = self.args[name]
+        if not isinstance(value, Value):
+            raise self.unsupported(f"{name} is {value!r}, expected a tensor")
+        return value
+
     def unsupported(self, why: str) -> UnsupportedError:
         """Error to raise: the operator is known, this use of it is not."""
         return UnsupportedError(f"{self.where}: {why}")
@@ -92,6 +99,7 @@ class ImporterFace(Protocol):
 
 
 Converter = Callable[[ImporterFace, NodeView], Any]
+ConverterT = TypeVar("ConverterT", bound=Converter)
 CONVERTERS: dict[str, Converter] = {}
 NO_OPERATION = {
     "aten._assert_tensor_metadata.default",
@@ -102,10 +110,10 @@ NO_OPERATION = {
 }
 
 
-def converts(*ops: str) -> Callable[[Converter], Converter]:
+def converts(*ops: str) -> Callable[[ConverterT], ConverterT]:
     """Register a converter for the overloads `ops`."""
 
-    def register(function: Converter) -> Converter:
+    def register(function: ConverterT) -> ConverterT:
         for op in ops:
             assert op not in CONVERTERS, f"{op} has two converters"
             CONVERTERS[op] = function

@@ -39,21 +39,21 @@ def _infer(imp: ImporterFace, node: NodeView, x: Value, sizes: list[int]) -> lis
 @converts("aten.view.default", "aten._unsafe_view.default")
 def view(imp: ImporterFace, node: NodeView) -> Value:
     """Reshape to the recorded sizes, specialised to the batch asked for."""
-    x = node["self"]
+    x = node.tensor("self")
     return _reshaped(imp, node, x, _infer(imp, node, x, node["size"]))
 
 
 @converts("aten.reshape.default")
 def reshape(imp: ImporterFace, node: NodeView) -> Value:
     """As `view`."""
-    x = node["self"]
+    x = node.tensor("self")
     return _reshaped(imp, node, x, _infer(imp, node, x, node["shape"]))
 
 
 @converts("aten.flatten.using_ints")
 def flatten(imp: ImporterFace, node: NodeView) -> Value:
     """Join the dimensions start_dim..end_dim."""
-    x = node["self"]
+    x = node.tensor("self")
     rank = len(x.shape)
     start, end = node["start_dim"] % rank, node["end_dim"] % rank
     shape = [*x.shape[:start], math.prod(x.shape[start : end + 1]), *x.shape[end + 1 :]]
@@ -63,7 +63,7 @@ def flatten(imp: ImporterFace, node: NodeView) -> Value:
 @converts("aten.squeeze.default", "aten.squeeze.dim", "aten.squeeze.dims")
 def squeeze(imp: ImporterFace, node: NodeView) -> Value:
     """Drop dimensions of size 1; without a list, all but the batch (whose size may change)."""
-    x = node["self"]
+    x = node.tensor("self")
     rank = len(x.shape)
     dims: Any = node.args.get("dim", list(range(1, rank)))
     chosen = {d % rank for d in (dims if isinstance(dims, (list, tuple)) else [dims])}
@@ -74,7 +74,7 @@ def squeeze(imp: ImporterFace, node: NodeView) -> Value:
 @converts("aten.unsqueeze.default")
 def unsqueeze(imp: ImporterFace, node: NodeView) -> Value:
     """Insert a dimension of size 1."""
-    x = node["self"]
+    x = node.tensor("self")
     at = node["dim"] % (len(x.shape) + 1)
     return _reshaped(imp, node, x, [*x.shape[:at], 1, *x.shape[at:]])
 
@@ -90,14 +90,14 @@ def _permuted(imp: ImporterFace, node: NodeView, x: Value, dims: list[int]) -> V
 @converts("aten.permute.default")
 def permute(imp: ImporterFace, node: NodeView) -> Value:
     """Reorder the dimensions."""
-    x = node["self"]
+    x = node.tensor("self")
     return _permuted(imp, node, x, [d % len(x.shape) for d in node["dims"]])
 
 
 @converts("aten.t.default", "aten.transpose.int", "aten.numpy_T.default")
 def transpose(imp: ImporterFace, node: NodeView) -> Value:
     """Swap two dimensions."""
-    x = node["self"]
+    x = node.tensor("self")
     dims = list(range(len(x.shape)))
     a, b = (node.args.get("dim0", 0) % len(dims), node.args.get("dim1", -1) % len(dims))
     dims[a], dims[b] = dims[b], dims[a]
@@ -107,7 +107,7 @@ def transpose(imp: ImporterFace, node: NodeView) -> Value:
 @converts("aten.slice.Tensor")
 def slice_tensor(imp: ImporterFace, node: NodeView) -> Value:
     """One dimension's ``start:end:step`` (option A shortcuts take every second pixel)."""
-    x = node["self"]
+    x = node.tensor("self")
     dim = node["dim"] % len(x.shape)
     start, end, step = slice(node["start"], node["end"], node["step"]).indices(x.shape[dim])
     if (start, end, step) == (0, x.shape[dim], 1):
@@ -121,7 +121,7 @@ def slice_tensor(imp: ImporterFace, node: NodeView) -> Value:
 
 
 def _pad(imp: ImporterFace, node: NodeView, value: float) -> Value:
-    x, pads = node["self"], list(node["pad"])
+    x, pads = node.tensor("self"), list(node["pad"])
     if any(p < 0 for p in pads):
         raise node.unsupported(f"negative padding {pads} is not supported")
     if not any(pads):
@@ -163,4 +163,4 @@ def cat(imp: ImporterFace, node: NodeView) -> Value:
 @converts("aten.sym_size.int")
 def sym_size(_imp: ImporterFace, node: NodeView) -> int:
     """Size of one dimension, a plain int here since shapes are static."""
-    return node["self"].shape[node["dim"]]
+    return node.tensor("self").shape[int(node["dim"])]
