@@ -162,7 +162,7 @@ def test_requantize_with_one_ratio_and_with_one_for_each_position() -> None:
 def test_requantize_to_int32_never_wraps_nor_clamps() -> None:
     x = np.array([[INT32_MAX, INT32_MIN]], np.int32)
     assert np.array_equal(run(x, lambda v: ops.requantize(v, 1, 0, name="r", **FULL)), x)
-    with pytest.raises(NumericsError, match="'r'.*overflows int32"):
+    with pytest.raises(NumericsError, match=r"'r'.*overflows int32"):
         run(x, lambda v: ops.requantize(v, 2, 0, name="r", **FULL))
 
 
@@ -220,7 +220,7 @@ def test_add_refuses_what_would_overflow() -> None:
         return lambda v: ops.add(v, v, m1, e1, m2, e2, name="a", form=form, **FULL)
 
     big = 2**31 - 1
-    with pytest.raises(NumericsError, match="'a'.*overflows int32"):
+    with pytest.raises(NumericsError, match=r"'a'.*overflows int32"):
         run(x, build("two_sided", big, 0, 1, 0))
     with pytest.raises(NumericsError, match="one shift for both sides"):
         run(x, build("fused", 1, 3, 1, 4))
@@ -231,7 +231,7 @@ def test_add_refuses_what_would_overflow() -> None:
     wide = np.array([[INT32_MIN, INT32_MAX]], np.int32)
     with pytest.raises(NumericsError, match="may overflow int64"):
         run(wide, build("fused", big, 62, big, 62))
-    with pytest.raises(NumericsError, match="'a'.*overflows int32"):
+    with pytest.raises(NumericsError, match=r"'a'.*overflows int32"):
         run(wide, build("accumulator", 1, 0, 1, 0))
 
 
@@ -350,7 +350,7 @@ def test_concat() -> None:
 def test_shapes_that_do_not_fit_are_one_line_errors() -> None:
     x = np.zeros((1, 3, 5, 5), np.int8)
     w = np.zeros((4, 2, 3, 3), np.int8)
-    with pytest.raises(InputError, match="q4.conv2d c: channels do not fit 1 group") as found:
+    with pytest.raises(InputError, match=r"q4.conv2d c: channels do not fit 1 group") as found:
         run(x, lambda v: ops.conv2d(v, w, [0] * 4, name="c", strides=[1, 1], padding=[0] * 4))
     assert "\n" not in str(found.value)
     with pytest.raises(InputError, match="does not fit the input of"):

@@ -66,7 +66,7 @@ def test_quantize_per_channel() -> None:
 
 def test_quantize_refuses_nan_and_useless_scales() -> None:
     x = np.array([[0.0, np.nan]], F32)
-    with pytest.raises(InputError, match="q4.quantize 'q': the float input holds NaN"):
+    with pytest.raises(InputError, match=r"q4.quantize 'q': the float input holds NaN"):
         run(x, lambda _b, v: ops.quantize(v, 0.1, 0, name="q", qmin=0, qmax=15, dtype="uint8"))
     for scale, form in (
         (0.0, "reciprocal"),
@@ -266,7 +266,7 @@ def test_unknown_operators_are_named() -> None:
         UnsupportedError, match=r"relax.erf on \(float32 \[1, 2\]\) has no definition"
     ):
         run(x, lambda _b, v: relax.op.erf(v))
-    with pytest.raises(UnsupportedError, match="relax.nn.relu on int8"):
+    with pytest.raises(UnsupportedError, match=r"relax.nn.relu on int8"):
         run(x.astype(np.int8), lambda _b, v: relax.op.nn.relu(v))
     with pytest.raises(UnsupportedError, match="training-mode"):
         ones = [relax.const(np.ones(2, F32)) for _ in range(4)]

@@ -120,7 +120,7 @@ class _Builder:
         self.bindings.append(relax.VarBinding(result, tensors[output]))
         body = relax.SeqExpr([relax.DataflowBlock(self.bindings)], result)
         main = relax.Function([param], body, result.ty).with_attr("global_symbol", "main")
-        return tvm.IRModule({"main": main})
+        return relax.transform.Normalize()(tvm.IRModule({"main": main}))
 
     def _typed(self, call: relax.Call, entry: dict[str, Any]) -> relax.Call:
         """`call` with its inferred type."""

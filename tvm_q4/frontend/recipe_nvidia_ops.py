@@ -112,7 +112,7 @@ def _relu(t: Translation, op: Entry) -> None:
 
 def _requant(t: Translation, op: Entry) -> None:
     mul, shift, result = t.integers(op["mul"], "u16"), op["shift"], t.type(op["out_type"])
-    stored = re.sub(r"_mul$", "_shift", op["mul"])
+    stored = op["mul"].removesuffix("_mul") + "_shift"
     if not is_int(shift) or not 0 <= shift <= 31:
         raise InputError(f"{t.where}: shift is {shift!r}, expected 0..31")
     if stored in t.arrays and t.integers(stored, "s32").ravel().tolist() != [shift]:
@@ -219,13 +219,13 @@ def _divide(t: Translation, op: Entry) -> None:
 
 
 def _pair(t: Translation, op: Entry, key: str) -> list[int]:
-    value = op[key]
+    value, least = op[key], 0 if key == "padding" else 1
     if (
         not isinstance(value, list)
         or len(value) != 2
-        or not all(is_int(v) and v >= 0 for v in value)
+        or not all(is_int(v) and least <= v <= INT32_MAX for v in value)
     ):
-        raise InputError(f"{t.where}: {key} is {value!r}, expected two integers from 0")
+        raise InputError(f"{t.where}: {key} is {value!r}, expected two integers from {least}")
     return list(value)
 
 

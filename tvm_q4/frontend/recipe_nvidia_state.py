@@ -45,11 +45,11 @@ class Translation:
 
     def document(self) -> Entry:
         """The finished document; every array must have been read."""
+        if not self.ops or not self.input:
+            raise InputError("recipe: there is no input_quant operator; a recipe begins with one")
         unread = sorted(k for k in set(self.arrays) - self.read if not k.endswith("_shift"))
         if unread:
             raise InputError(f"recipe array {unread[0]!r} belongs to no operator; remove it")
-        if not self.ops or not self.input:
-            raise InputError("recipe: there is no input_quant operator; a recipe begins with one")
         self.meta["tensor_aliases"] = self.aliases
         output = self.tensor(self.graph["ops"][-1]["output"])
         return {"meta": self.meta, "input": self.input, "output": output, "ops": self.ops}
