@@ -1,7 +1,7 @@
 """Physical layouts of a library's tensors to logical ones and back, in NumPy.
 
-The layout comes as it stands in a library's metadata (``calls[].outputs[].layout``): ``NCHW`` is the
-logical order; ``NHWC`` has padded channels and a halo of rows and columns around each image.
+The layout comes as it stands in a library's metadata (``calls[].outputs[].layout``): ``NCHW`` is
+the logical order; ``NHWC`` has padded channels and a halo of rows and columns around each image.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def to_logical(array: NDArray, shape: Sequence[int], layout: Mapping[str, Any]) 
     expected = physical_shape(shape, layout)
     if array.shape != expected:
         msg = (
-            f"a tensor of logical shape {list(shape)} has physical shape {list(array.shape)}, its layout "
-            f"says {list(expected)}; the library's code and metadata do not belong together"
+            f"a tensor of logical shape {list(shape)} has physical shape {list(array.shape)}, its "
+            f"layout says {list(expected)}; the library's code and metadata do not belong together"
         )
         raise LibraryError(msg)
     if layout["kind"] == "NCHW":

@@ -66,13 +66,19 @@ class ReferenceExecutor:
             Values that everything downstream reads in place of the named tensors. The result still
             holds what was computed under those names.
         """
+        return self.run_and_trace(x, overrides)[1]
+
+    def run_and_trace(
+        self, x: NDArray, overrides: Mapping[str, NDArray] | None = None
+    ) -> tuple[Value, dict[str, NDArray]]:
+        """Results of `run` and `trace` from one pass through the network."""
         tensors: dict[str, NDArray] = {}
-        self._start(x, dict(overrides or {}), tensors)
+        result = self._start(x, dict(overrides or {}), tensors)
         unknown = sorted(set(overrides or {}) - set(tensors))
         if unknown:
             msg = f"overrides name tensors that the module does not make: {', '.join(unknown)}"
             raise InputError(msg)
-        return tensors
+        return result, tensors
 
     def _start(
         self, x: NDArray, overrides: dict[str, NDArray], tensors: dict[str, NDArray]

@@ -1,8 +1,8 @@
 """A hand-made library small enough for the tests of its format, loading and running.
 
-The network takes float32 [2, 3, 4, 5]: ``input`` is ``clamp(rint(x / 0.5), -8, 7)`` (int8 NHWC with a
-halo and 16 channels), ``double`` is ``2 * input`` (int8), and the result is, for each of 6 classes k,
-``(k + 1) * sum over pixels of double[n, k % 3]`` times 0.25.
+The network takes float32 [2, 3, 4, 5]: ``input`` is ``clamp(rint(x / 0.5), -8, 7)`` (int8 NHWC with
+a halo and 16 channels), ``double`` is ``2 * input`` (int8), and the result is, for each of 6
+classes k, ``(k + 1) * sum over pixels of double[n, k % 3]`` times 0.25.
 """
 
 from __future__ import annotations
@@ -93,6 +93,10 @@ def module() -> tvm.IRModule:
     return builder.get()
 
 
+def _call(kernel: str, layer: str, output: dict[str, Any]) -> dict[str, Any]:
+    return {"kernel": kernel, "layer": layer, "outputs": [output]}
+
+
 def metadata() -> dict[str, Any]:
     """Metadata of the network in the form that the compiler writes."""
     q = {"shape": [2, 3, 4, 5], "dtype": "int8", "layout": LAYOUT}
@@ -114,16 +118,21 @@ def metadata() -> dict[str, Any]:
             },
         },
         "output": {
-            "name": "output", "shape": [2, CLASSES], "dtype": "float32", "integer": False, "scale": None,
-            "scale_form": None,
+            "name": "output", "shape": [2, CLASSES], "dtype": "float32", "integer": False,
+            "scale": None, "scale_form": None,
         },
         "classes": None,
-        "layers": [{"name": "double", "op": "conv2d", "weight_bits": 4, "activation_bits": 4, "kernel": "double"}],
+        "layers": [
+            {
+                "name": "double", "op": "conv2d", "weight_bits": 4, "activation_bits": 4,
+                "kernel": "double",
+            },
+        ],
         "float_ops": [],
         "calls": [
-            {"kernel": "quantize_input", "layer": "input", "outputs": [{"name": "input", "lo": -8, "hi": 7, **q}]},
-            {"kernel": "double", "layer": "double", "outputs": [{"name": "double", "lo": -16, "hi": 14, **q}]},
-            {"kernel": "head", "layer": "fc", "outputs": [{**logits, "layout": {"kind": "NCHW"}}]},
+            _call("quantize_input", "input", {"name": "input", "lo": -8, "hi": 7, **q}),
+            _call("double", "double", {"name": "double", "lo": -16, "hi": 14, **q}),
+            _call("head", "fc", {**logits, "layout": {"kind": "NCHW"}}),
         ],
         "memory": {"arena_bytes": 0, "weight_bytes": 0},
         "tools": {"tvm_q4": "0", "apache-tvm": "0", "apache-tvm-ffi": "0"},

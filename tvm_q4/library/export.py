@@ -57,7 +57,7 @@ def check_writable(path: str | Path) -> Path:
 
 
 def find_compiler() -> str:
-    """The C++ compiler that links libraries: ``$CXX``, ``$CC``, else the first of g++, gcc, clang++, ...
+    """The compiler that links libraries: ``$CXX``, ``$CC``, else g++, gcc, clang++, ...
 
     Raises
     ------
@@ -69,7 +69,7 @@ def find_compiler() -> str:
     compiler = get_cc()
     if compiler is None or shutil.which(compiler) is None:
         found = f"{compiler!r} is not there" if compiler else "none was found"
-        msg = f"a C++ compiler is needed to link a library and {found}; install g++ or clang, or set CXX"
+        msg = f"linking a library needs a C++ compiler, {found}; install g++ or clang, or set CXX"
         raise EnvironmentMismatch(msg)
     return compiler
 

@@ -58,12 +58,12 @@ def check_format(metadata: dict[str, Any], path: str | Path) -> dict[str, Any]:
     """
     name, version = metadata.get("format"), metadata.get("version")
     if name != FORMAT:
-        msg = f"library '{path}' has metadata of format {name!r}, expected {FORMAT!r}; compile the model again"
+        msg = f"library '{path}' has format {name!r}, expected {FORMAT!r}; compile the model again"
         raise LibraryError(msg)
     if version != VERSION:
         msg = (
-            f"library '{path}' has format version {version!r}, this tvm-q4 reads version {VERSION}; "
-            "compile the model again"
+            f"library '{path}' has format version {version!r}, this tvm-q4 reads version {VERSION}"
+            "; compile the model again"
         )
         raise LibraryError(msg)
     return metadata
@@ -76,14 +76,15 @@ def _section(file: BinaryIO, path: Path) -> bytes:
         section = elf.get_section_by_name(SECTION)
         data = None if section is None else section.data()
     except (ELFError, ConstructError, UnicodeDecodeError, AttributeError) as error:
-        # pyelftools raises AttributeError where a header points to a place that holds something else.
+        # pyelftools raises AttributeError where a header points to something that is no header.
         if file.seek(0) == 0 and file.read(4) != b"\x7fELF":
             msg = f"library '{path}' is not an ELF shared object; give a .so that tvm-q4 compiled"
         else:
-            msg = f"library '{path}' is damaged ({error or type(error).__name__}); compile the model again"
+            reason = error or type(error).__name__
+            msg = f"library '{path}' is damaged ({reason}); compile the model again"
         raise LibraryError(msg) from None
     if data is None:
-        msg = f"library '{path}' has no section {SECTION}, so tvm-q4 did not compile it; give a .so that it did"
+        msg = f"library '{path}' has no section {SECTION}; give a .so that tvm-q4 compiled"
         raise LibraryError(msg)
     return data
 
@@ -100,7 +101,9 @@ def _check_whole(elf: ELFFile, path: Path) -> None:
             if s["sh_type"] not in ("SHT_NOBITS", "SHT_NULL")
         ]
     if max(ends) > size:
-        msg = f"library '{path}' is truncated: {size} of at least {max(ends)} bytes; copy or compile it again"
+        msg = (
+            f"library '{path}' is truncated: {size} of {max(ends)} bytes; copy or compile it again"
+        )
         raise LibraryError(msg)
 
 
@@ -111,6 +114,7 @@ def _parse(data: bytes, path: Path) -> dict[str, Any]:
         msg = f"library '{path}' has damaged metadata ({error}); compile the model again"
         raise LibraryError(msg) from None
     if not isinstance(metadata, dict):
-        msg = f"library '{path}' has damaged metadata (a JSON {type(metadata).__name__}); compile the model again"
+        found = type(metadata).__name__
+        msg = f"library '{path}' has damaged metadata (a JSON {found}); compile the model again"
         raise LibraryError(msg)
     return metadata

@@ -10,7 +10,7 @@ from typing import Any
 from tvm_q4.errors import LibraryError
 
 # LLVM's names of the x86 extensions that it uses on its own once a CPU is named, or that our
-# kernels ask for. Other features (tuning flags, system instructions) never decide whether code runs.
+# kernels ask for. Others (tuning flags, system instructions) never decide whether code runs.
 _PREFIXES = ("avx", "amx")
 _NAMES = frozenset({"fma", "f16c", "bmi", "bmi2", "gfni", "vaes", "vpclmulqdq"})
 _LINUX_NAMES = {"bmi1": "bmi"}
@@ -70,7 +70,7 @@ def check_host(metadata: Mapping[str, Any], path: str | Path) -> None:
 
 
 def version_note(metadata: Mapping[str, Any]) -> str:
-    """A hint for load errors where another TVM compiled the library; empty where it was the same."""
+    """A hint for load errors where another TVM compiled the library; else empty."""
     from importlib.metadata import PackageNotFoundError, version
 
     built = metadata.get("tools", {}).get("apache-tvm")

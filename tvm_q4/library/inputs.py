@@ -1,4 +1,4 @@
-"""What a library accepts as input: checks, conversion from any DLPack tensor, cutting into batches."""
+"""What a library accepts as input: checks, any DLPack tensor as an array, cutting into batches."""
 
 from __future__ import annotations
 
@@ -85,8 +85,8 @@ class InputSpec:
             value = low if low < lo else high
             index = np.argwhere(x == value)[0].tolist()
             msg = (
-                f"input {self.name!r} is {value} at index {index}, beyond the quantized input's range "
-                f"{lo}..{hi}; clamp it or give float32"
+                f"input {self.name!r} is {value} at index {index}, beyond the quantized input's "
+                f"range {lo}..{hi}; clamp it or give float32"
             )
             raise InputError(msg)
 
@@ -117,7 +117,8 @@ def as_array(x: Any, name: str) -> NDArray:
 def _check_cpu(x: Any, name: str) -> None:
     kind, _ = x.__dlpack_device__()
     if int(kind) != 1:  # kDLCPU
-        msg = f"input {name!r} is on the device {getattr(x, 'device', kind)}; this library runs on cpu, move it there"
+        device = getattr(x, "device", kind)
+        msg = f"input {name!r} is on {device}; this library runs on cpu, move it there"
         raise InputError(msg)
 
 

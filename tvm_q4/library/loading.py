@@ -119,7 +119,7 @@ class Library:
         return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
     def logits(self, result: NDArray) -> NDArray[np.float32]:
-        """Logits of what `run` returned: itself, or integer accumulators times (or over) their scales."""
+        """Logits of what `run` returned: itself, or accumulators times (or over) their scales."""
         output = self.metadata["output"]
         if not output["integer"] or output["scale"] is None:
             return result.astype(np.float32)
@@ -132,7 +132,7 @@ class Library:
         return self._vm["main" if dtype == self.input.dtype else "main_quantized"]
 
     def tensor(self, batch: NDArray) -> Any:
-        """TVM tensor of exactly one batch: `batch` itself where it can be read in place, else a copy."""
+        """TVM tensor of exactly one batch: in place where alignment allows it, else a copy."""
         import tvm
         import tvm_ffi
 
@@ -153,7 +153,10 @@ class Library:
         return self.function(str(batch.dtype))(self.tensor(batch))
 
     def instrumented(self, callback: Callable[..., Any]) -> _Instrumented:
-        """Context in which `callback(function, name, before, result, *args)` sees every call of a run."""
+        """Context in which every call of a run goes to `callback`.
+
+        It is called as ``callback(function, name, before, result, *args)``, before and after.
+        """
         return _Instrumented(self._vm, callback)
 
     def _checked(self, x: Any) -> NDArray:
@@ -164,7 +167,8 @@ class Library:
     def _result(self, tensor: Any) -> NDArray:
         result = tensor.numpy()
         if result.shape[:1] != (self.input.batch,):
-            msg = f"library '{self.path}' returned shape {list(result.shape)} for batch {self.input.batch}"
+            shape, batch = list(result.shape), self.input.batch
+            msg = f"library '{self.path}' returned shape {shape} for batch {batch}"
             raise LibraryError(msg)
         return result
 
@@ -215,12 +219,13 @@ def _virtual_machine(path: Path, metadata: dict[str, Any]) -> Any:
     from tvm.runtime.vm import VirtualMachine
 
     try:
-        # The pooled allocator (the default) keeps arena and output of the last run for the next one.
+        # The pooled allocator (the default) keeps the arena of the last run for the next one.
         return VirtualMachine(tvm.runtime.load_module(str(path.resolve())), tvm.cpu())
     except Exception as error:  # TVM and the dynamic linker raise several kinds
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         cause = lines[-1] if lines else type(error).__name__
-        msg = f"library '{path}' does not load here: {cause}{version_note(metadata)}; compile the model again"
+        note = version_note(metadata)
+        msg = f"library '{path}' does not load here: {cause}{note}; compile the model again"
         raise LibraryError(msg) from error
 
 
@@ -228,8 +233,8 @@ def _store(result: NDArray, out: Any) -> Any:
     target = as_array(out, "out")
     if target.shape != result.shape or target.dtype != result.dtype:
         msg = (
-            f"out is {target.dtype} {list(target.shape)}, the result is {result.dtype} {list(result.shape)}; "
-            "give an array of that shape and dtype"
+            f"out is {target.dtype} {list(target.shape)}, the result is {result.dtype} "
+            f"{list(result.shape)}; give an array of that shape and dtype"
         )
         raise InputError(msg)
     if not target.flags.writeable:

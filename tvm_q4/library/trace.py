@@ -42,7 +42,10 @@ class Tracer:
         call = self._calls[self._done] if self._done < len(self._calls) else None
         if call is None or call["kernel"] != kernel:
             expected = call["kernel"] if call else "no further kernel"
-            msg = f"call {self._done} of the library is {kernel!r}, its metadata says {expected!r}; compile it again"
+            msg = (
+                f"call {self._done} of the library is {kernel!r}, its metadata says {expected!r}; "
+                "compile the model again"
+            )
             raise LibraryError(msg)
         self._done += 1
         outputs = call["outputs"]

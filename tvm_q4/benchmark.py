@@ -1,0 +1,187 @@
+"""``bench``: latency of a compiled library, whole and layer by layer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tvm_q4.errors import InputError
+from tvm_q4.library import Library, load
+from tvm_q4.sample_input import sample_input
+
+_NS = 1e-6  # milliseconds in a nanosecond
+_BUILTIN = "vm.builtin."
+
+
+def bench(
+    library: Library | str | Path,
+    *,
+    warmup: int = 10,
+    repeats: int = 50,
+    min_ms: float = 500.0,
+    layers: bool = False,
+    quantized: bool = False,
+    threads: int | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Latency of one batch.
+
+    A time is the wall clock around one call of the network on a tensor that lies ready in memory.
+    It includes the library's input quantization and the allocation of the result, not the copy of
+    either from or to NumPy.
+
+    Parameters
+    ----------
+    library : Library, str or Path
+        A library or its file.
+    warmup : int
+        Calls that are not counted.
+    repeats : int
+        Least number of counted calls.
+    min_ms : float
+        Least total time of the counted calls in milliseconds; calls are added until both hold.
+    layers : bool
+        Also time every kernel, in a second series of calls.
+    quantized : bool
+        Feed integers, so that the input's quantization is left out.
+    threads : int, optional
+        See `tvm_q4.load`.
+    seed : int
+        Seed of the random input.
+
+    Returns
+    -------
+    dict
+        ``median_ms``, ``p10_ms``, ``p90_ms``, ``p99_ms``, ``mean_ms``, ``best_ms`` for the batch,
+        ``n`` (counted calls), ``warmup``, ``batch``, ``images_per_second`` (from the median),
+        ``threads``, ``input`` (dtype), ``layers`` (see `bench_layers`; empty without `layers`).
+
+    Raises
+    ------
+    InputError
+        If a number is out of range, or `quantized` is asked of a library with a float input.
+    """
+    if warmup < 0 or repeats < 1 or min_ms < 0:
+        msg = f"warmup {warmup}, repeats {repeats}, min_ms {min_ms}: need at least 0, 1 and 0"
+        raise InputError(msg)
+    lib = library if isinstance(library, Library) else load(library, threads=threads)
+    x = _input(lib, quantized, seed)
+    function, tensor = lib.function(str(x.dtype)), lib.tensor(x)
+    times = _time(lambda: function(tensor), warmup, repeats, min_ms)
+    rows = bench_layers(lib, x, warmup=warmup, repeats=max(5, repeats // 5)) if layers else []
+    median = float(np.median(times))
+    return {
+        "median_ms": median,
+        **{f"p{p}_ms": float(np.percentile(times, p)) for p in (10, 90, 99)},
+        "mean_ms": float(times.mean()),
+        "best_ms": float(times.min()),
+        "n": len(times),
+        "warmup": warmup,
+        "batch": lib.input.batch,
+        "images_per_second": lib.input.batch * 1e3 / median,
+        "threads": thread_count(),
+        "input": str(x.dtype),
+        "layers": rows,
+    }
+
+
+def bench_layers(lib: Library, x: NDArray, *, warmup: int, repeats: int) -> list[dict[str, Any]]:
+    """Time of every kernel of one run, in the order of the calls.
+
+    Parameters
+    ----------
+    lib : Library
+    x : ndarray
+        One batch.
+    warmup, repeats : int
+        Calls of the network, uncounted and counted.
+
+    Returns
+    -------
+    list of dict
+        ``layer``, ``kernel``, ``op``, ``bits`` (such as ``w4a4``; None where a kernel is no
+        convolution or linear layer), ``ms`` (median) and ``share`` of the sum. Each time holds a
+        few microseconds of the measurement itself.
+    """
+    from tvm_q4.library.trace import expected_calls
+
+    series: list[list[tuple[str, int]]] = []
+    function, tensor = lib.function(str(x.dtype)), lib.tensor(x)
+    for i in range(warmup + repeats):
+        stopwatch = _Stopwatch()
+        with lib.instrumented(stopwatch):
+            function(tensor)
+        if i >= warmup:
+            series.append(stopwatch.times)
+    ms = np.median([[t for _, t in run] for run in series], axis=0) * _NS
+    return _rows(
+        lib, [name for name, _ in series[0]], ms, expected_calls(lib.metadata, str(x.dtype))
+    )
+
+
+def thread_count() -> int:
+    """Threads of TVM's pool in this process."""
+    import tvm
+
+    return int(tvm.runtime.num_threads())
+
+
+class _Stopwatch:
+    """Instrument that times each kernel."""
+
+    def __init__(self) -> None:
+        self.times: list[tuple[str, int]] = []
+        self._start = 0
+
+    def __call__(self, _func: Any, name: str, before: bool, _result: Any, *_args: Any) -> int:
+        if before:
+            self._start = time.perf_counter_ns()
+        elif not name.startswith(_BUILTIN):
+            self.times.append((name, time.perf_counter_ns() - self._start))
+        return 0
+
+
+def _input(lib: Library, quantized: bool, seed: int) -> NDArray:
+    dtype = lib.input.dtype
+    if quantized:
+        if lib.input.integer is None:
+            raise InputError("the library's input stays float32; bench it without quantized input")
+        dtype = lib.input.integer
+    return sample_input(lib.metadata, lib.input.batch, dtype=dtype, seed=seed)
+
+
+def _time(call: Callable[[], Any], warmup: int, repeats: int, min_ms: float) -> NDArray[np.float64]:
+    """Milliseconds of each counted call."""
+    for _ in range(warmup):
+        call()
+    times: list[int] = []
+    total = 0
+    while len(times) < repeats or total * _NS < min_ms:
+        start = time.perf_counter_ns()
+        call()
+        times.append(time.perf_counter_ns() - start)
+        total += times[-1]
+    return np.array(times, np.float64) * _NS
+
+
+def _rows(
+    lib: Library, kernels: list[str], ms: NDArray, calls: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    layers = {layer["name"]: layer for layer in lib.metadata["layers"]}
+    pending = list(calls)
+    total = float(ms.sum())
+    rows = []
+    for kernel, value in zip(kernels, ms.tolist(), strict=True):
+        known = bool(pending) and pending[0]["kernel"] == kernel
+        name = pending.pop(0)["layer"] if known else kernel
+        layer = layers.get(name) if known else None
+        bits = f"w{layer['weight_bits']}a{layer['activation_bits']}" if layer else None
+        op = layer["op"] if layer else None
+        row = {"layer": name, "kernel": kernel, "op": op, "bits": bits}
+        rows.append(row | {"ms": value, "share": value / total})
+    return rows

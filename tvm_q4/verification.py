@@ -1,0 +1,205 @@
+"""``verify``: a compiled library against the reference executor, bit for bit on every tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tvm_q4.comparison import Comparison, top1_agreement
+from tvm_q4.errors import CheckFailed, InputError
+from tvm_q4.library import Library, load
+from tvm_q4.library.inputs import batches
+from tvm_q4.sample_input import sample_input
+
+if TYPE_CHECKING:
+    import tvm
+
+
+def verify(
+    library: Library | str | Path,
+    model: str | Path | tvm.IRModule,
+    x: NDArray | None = None,
+    *,
+    first_mismatch: bool = False,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Compare every tensor that a library stores with the reference executor's.
+
+    Tensors must be equal. The exception is a quantization that reads a float island (operators that
+    the model leaves in float32, whose rounding is not defined to the bit): it is reported as a
+    ``float boundary`` with its own agreement, and the reference goes on from the library's value.
+    What the library keeps in registers is checked through the layer that consumes it.
+
+    Parameters
+    ----------
+    library : Library, str or Path
+        A library or its file.
+    model : str, Path or tvm.IRModule
+        What it was compiled from: MODEL as for ``compile``, or a module of the QDQ or integer
+        stage.
+    x : ndarray [N, C, H, W], optional
+        Input, float32 or the integers of the quantized input. Where None, random inputs over the
+        whole range, at least two images (see `tvm_q4.sample_input`).
+    first_mismatch : bool
+        End at the first tensor that differs.
+    seed : int
+        Seed of the random input, and of the weights of ``zoo:`` models.
+
+    Returns
+    -------
+    dict
+        ``bit_exact``; ``layers``, one entry for each q4 tensor of the model in order: ``name``,
+        ``kind``, ``checked`` (stored by the library), ``equal`` (fraction), ``max_step`` (largest
+        difference in integer steps), and against the fake-quantized model, where `model` is one,
+        ``framework_equal`` and ``framework_max_step``; ``first_mismatch`` (``name``, ``index``,
+        ``expected``, ``found``) or None; ``output`` (``equal``, ``max_step`` of the result);
+        ``top1_agreement`` and ``top1_against`` (``model``: the fake-quantized one, else
+        ``reference``); ``n`` images.
+
+    Raises
+    ------
+    CheckFailed
+        If `model` is not what the library was compiled from.
+    InputError
+        If `model` or `x` cannot be used.
+    """
+    lib = library if isinstance(library, Library) else load(library)
+    models = _Models(lib, model, seed)
+    if x is None:
+        x = sample_input(lib.metadata, max(2, lib.input.batch), dtype=lib.input.dtype, seed=seed)
+    lib.input.check(x)
+    comparison = Comparison(models.boundaries)
+    pairs = []
+    for piece, count in batches(x, lib.input.batch):
+        pairs.append(_compare(lib, models, piece, count, comparison, not first_mismatch))
+        if first_mismatch and comparison.mismatch is not None:
+            break
+    library_top1, model_top1 = (np.concatenate(part) for part in zip(*pairs, strict=True))
+    return comparison.report(first_mismatch) | {
+        "top1_agreement": top1_agreement(library_top1, model_top1),
+        "top1_against": "model" if models.framework and not first_mismatch else "reference",
+        "n": len(library_top1),
+    }
+
+
+def _compare(
+    lib: Library, models: _Models, x: NDArray, count: int, comparison: Comparison, framework: bool
+) -> tuple[NDArray, NDArray]:
+    """Compare one batch; logits of the library and of the model for its `count` real images."""
+    found = lib.trace(x)
+    result = found.pop(lib.metadata["output"]["name"])
+    overrides = {name: found[name] for name in models.boundaries if name in found}
+    floats, given = _float_input(lib, x)
+    reference, expected = models.integer.run_and_trace(floats, overrides | given)
+    for name in given:
+        expected.pop(name)
+    comparison.add(expected, found, count)
+    comparison.add_output(reference, result, count, exact=models.exact_output)
+    if models.framework is None or not framework:
+        return lib.logits(result[:count]), lib.logits(np.asarray(reference)[:count])
+    logits, values = models.framework.run_and_trace(floats, given)
+    comparison.add_framework(values, found, count)
+    return lib.logits(result[:count]), np.asarray(logits)[:count]
+
+
+def _float_input(lib: Library, x: NDArray) -> tuple[NDArray, dict[str, NDArray]]:
+    """Input of the reference for `x`, and the integers that take its quantize's place, if any."""
+    if str(x.dtype) == lib.input.dtype:
+        return x, {}
+    quantized = lib.metadata["input"]["quantized"]
+    steps = x.astype(np.float32) - np.float32(quantized["zero_point"])
+    return steps * np.float32(quantized["scale"]), {quantized["name"]: x}
+
+
+class _Models:
+    """Reference executors of the model a library was compiled from, checked to be that model."""
+
+    def __init__(self, lib: Library, model: str | Path | tvm.IRModule, seed: int) -> None:
+        from tvm_q4.reference import ReferenceExecutor
+        from tvm_q4.relay_passes.integer_output import IntegerOutput
+        from tvm_q4.relay_passes.pipeline import to_integer
+
+        mod = _load(lib, model, seed)
+        integer = to_integer(mod)
+        _check_same_model(lib, integer, model)
+        if lib.metadata["output"]["integer"]:
+            integer = IntegerOutput(integer)
+        self.integer = ReferenceExecutor(integer)
+        self.framework = None if _is_integer(mod) else ReferenceExecutor(mod)
+        self.boundaries = float_boundaries(integer)
+        self.exact_output = not _ends_in_float(integer)
+
+
+def _load(lib: Library, model: str | Path | tvm.IRModule, seed: int) -> tvm.IRModule:
+    if isinstance(model, (str, Path)):
+        from tvm_q4.frontend import load_model
+
+        batch, _, *size = lib.input.shape
+        image_size = (size[0], size[1]) if len(size) == 2 else None
+        return load_model(model, batch=batch, image_size=image_size, seed=seed)
+    shape = tuple(int(d) for d in model["main"].params[0].ty.shape)
+    if shape != lib.input.shape:
+        msg = (
+            f"the module's input is {list(shape)}, the library was compiled for "
+            f"{list(lib.input.shape)}; import the model for that shape"
+        )
+        raise InputError(msg)
+    return model
+
+
+def _check_same_model(lib: Library, integer: tvm.IRModule, model: object) -> None:
+    from tvm_q4.model_hash import model_hash
+
+    found, expected = model_hash(integer), lib.metadata["model"]["sha256"]
+    if found != expected:
+        name = f"'{model}'" if isinstance(model, (str, Path)) else "the module"
+        msg = (
+            f"library '{lib.path}' was compiled from {lib.metadata['model']['name']!r} (sha256 "
+            f"{expected[:12]}), {name} is another model (sha256 {found[:12]}); give the former, "
+            "with the seed that was used"
+        )
+        raise CheckFailed(msg)
+
+
+def float_boundaries(mod: tvm.IRModule) -> list[str]:
+    """Names of the q4.quantize tensors of an integer module that do not quantize its input."""
+    from tvm_q4.ops import is_q4
+
+    (param,) = mod["main"].params
+    return [
+        str(value.attrs["name"])
+        for value in _values(mod)
+        if is_q4(value, "quantize") and not value.args[0].same_as(param)
+    ]
+
+
+def _values(mod: tvm.IRModule) -> Iterator[Any]:
+    for block in mod["main"].body.blocks:
+        for binding in block.bindings:
+            yield binding.value
+
+
+def _is_integer(mod: tvm.IRModule) -> bool:
+    from tvm_q4.ops import is_q4
+
+    return any(is_q4(value) and not is_q4(value, "quantize") and not is_q4(value, "dequantize")
+               for value in _values(mod))  # fmt: skip
+
+
+def _ends_in_float(mod: tvm.IRModule) -> bool:
+    """Whether a float operator other than q4.dequantize makes the network's result."""
+    from tvm_q4.ops import is_q4
+    from tvm_q4.relay_passes._rewrite import dataflow_bindings
+
+    result = mod["main"].body.body
+    if not str(result.ty.dtype).startswith("float"):
+        return False
+    values = {b.var: b.value for b in dataflow_bindings(mod["main"])}
+    value = values.get(result)
+    while value is not None and not hasattr(value, "op"):
+        value = values.get(value)
+    return not is_q4(value, "dequantize")
