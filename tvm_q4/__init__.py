@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tvm_q4.environment import doctor
     from tvm_q4.evaluation import evaluate
     from tvm_q4.frontend import load_model
+    from tvm_q4.inference import run_file as run
     from tvm_q4.inspection import inspect
     from tvm_q4.library import Library, load
     from tvm_q4.verification import verify
@@ -48,6 +49,7 @@ __all__ = [
     "inspect",
     "load",
     "load_model",
+    "run",
     "verify",
 ]
 
@@ -64,6 +66,7 @@ _LAZY = {
     "inspect": ("tvm_q4.inspection", "inspect"),
     "load": ("tvm_q4.library", "load"),
     "load_model": ("tvm_q4.frontend", "load_model"),
+    "run": ("tvm_q4.inference", "run_file"),
     "verify": ("tvm_q4.verification", "verify"),
 }
 

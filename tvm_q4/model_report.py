@@ -53,10 +53,7 @@ def _tensor(expr: relax.Expr) -> dict[str, Any]:
 
 
 def _is_layer(value: relax.Expr) -> bool:
-    name = op_name(value)
-    return name in ("q4.conv2d", "q4.dense") or (
-        name in _FLOAT_LAYERS and isinstance(value.args[1], tvm.ir.GenericConst)
-    )
+    return op_name(value) in ("q4.conv2d", "q4.dense", *_FLOAT_LAYERS)
 
 
 def _layer(binding: relax.VarBinding, ranges: dict[relax.Var, IntRange]) -> dict[str, Any]:

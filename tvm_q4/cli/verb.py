@@ -20,6 +20,9 @@ version_option = click.version_option(
     __version__, prog_name="tvm-q4", message="%(prog)s %(version)s"
 )
 
+_FILE_WIDTH = 160
+"""Columns of tables where standard output is no terminal."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -43,7 +46,10 @@ class Options:
             return
         from rich.console import Console
 
-        show(Console(highlight=False, soft_wrap=False))
+        console = Console(highlight=False, markup=False, emoji=False)
+        if not console.is_terminal:
+            console.width = _FILE_WIDTH
+        show(console)
 
 
 def verb(name: str, *, example: str) -> Callable[[Callable[..., Any]], click.Command]:
