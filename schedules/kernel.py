@@ -16,6 +16,9 @@ from tvm_q4.schedules.epilogue import emit_epilogue
 from tvm_q4.schedules.layer import Layer, Tensor
 from tvm_q4.schedules.layout import LANES, round_up
 
+KERNEL_ATTR = "q4.kernel"
+"""Attribute of our kernels: they take tensors that start at an offset of their storage."""
+
 _NEUTRAL = {"shift": 1, "lhs_shift": 1, "rhs_shift": 1}
 
 
@@ -23,7 +26,8 @@ def channel_params(layer: Layer) -> list[tuple[int, str, np.ndarray]]:
     """Constants of a layer's operators as a kernel takes them, in argument order.
 
     Per-channel arrays are padded to the vector width (a padded channel multiplies by 0); arrays
-    that differ by position are flat [H * W]. The anchor's weight is not among them.
+    that differ by position are flat [H * W], or [H * W * channels] where they differ by channel
+    too. The anchor's weight is not among them.
     """
     channels = round_up(layer.shape[1], LANES)
     out = []
@@ -33,7 +37,7 @@ def channel_params(layer: Layer) -> list[tuple[int, str, np.ndarray]]:
                 continue
             dtype = np.float32 if name == "scale" else np.int32
             if value.ndim == 4:
-                out.append((index, name, np.ascontiguousarray(value.reshape(-1), dtype)))
+                out.append((index, name, _positional(value, channels, dtype, name)))
                 continue
             full = np.full(channels, _NEUTRAL.get(name, 0), dtype)
             full[: layer.shape[1]] = np.broadcast_to(value.ravel(), (layer.shape[1],))
@@ -43,6 +47,15 @@ def channel_params(layer: Layer) -> list[tuple[int, str, np.ndarray]]:
                 full[layer.shape[1] :] = 1
             out.append((index, name, full))
     return out
+
+
+def _positional(value: np.ndarray, channels: int, dtype: type, name: str) -> np.ndarray:
+    _, c, h, w = value.shape
+    if c == 1:
+        return np.ascontiguousarray(value.reshape(-1), dtype)
+    full = np.full((h, w, channels), _NEUTRAL.get(name, 0), dtype)
+    full[:, :, :c] = value[0].transpose(1, 2, 0)
+    return full.reshape(-1)
 
 
 class Kernel:
@@ -55,11 +68,9 @@ class Kernel:
         if weight is not None:
             self.weight = T.arg("w", T.buffer(weight.shape, str(weight.dtype)))
         self._params: dict[tuple[int, str], Any] = {}
-        self._positional: set[tuple[int, str]] = set()
+        self._channels = round_up(layer.shape[1], LANES)
         for index, name, array in channel_params(layer):
             self._params[index, name] = T.arg(f"{name}{index}", T.buffer(array.shape, str(array.dtype)))
-            if layer.ops[index].params[name].ndim == 4:
-                self._positional.add((index, name))
         self.outputs = [self._argument(f"y{k}", t) for k, (_, t) in enumerate(layer.outputs)]
 
     @staticmethod
@@ -69,10 +80,12 @@ class Kernel:
 
     def param(self, index: int, name: str, c0: Any, position: Any = 0) -> Any:
         """Vector of an operator's constant at channels from `c0` on (or at flat `position`)."""
-        buffer = self._params[index, name]
-        if (index, name) in self._positional:
+        buffer, array = self._params[index, name], self.layer.ops[index].params[name]
+        if array.ndim != 4:
+            return lanes.load(buffer, [c0])
+        if array.shape[1] == 1:
             return tirx.Broadcast(buffer[position], LANES)
-        return lanes.load(buffer, [c0])
+        return lanes.load(buffer, [position * self._channels + c0])
 
     def scalar(self, index: int, name: str, channel: int) -> Any:
         """One channel's constant."""
@@ -137,7 +150,7 @@ def _fill_halo(buffer: Any, tensor: Tensor) -> None:
 def _named(name: str) -> Iterator[None]:
     with T.prim_func(s_tir=True, private=False):
         T.func_name(name)
-        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, KERNEL_ATTR: 1})
         yield
 
 
