@@ -15,7 +15,7 @@ from tvm import relax
 
 from tvm_q4 import ops
 from tvm_q4.errors import UnsupportedError
-from tvm_q4.relay_passes._rewrite import dataflow_bindings
+from tvm_q4.relay_passes._rewrite import dataflow_bindings, variables
 from tvm_q4.schedules.layout import LANES, Layout, round_up, shape4
 
 
@@ -58,13 +58,15 @@ def _is_quantize(mod: tvm.IRModule, value: relax.Expr) -> bool:
 
 def _read_by_group(needs: dict[relax.Var, _Needs], func: relax.Function, args: list[relax.Var]) -> None:
     anchor = _anchor_of(func)
+    reads = [v for b in dataflow_bindings(func) for v in variables(b.value)]
     for param, arg in zip(func.params, args, strict=True):
         if anchor is None or param not in (anchor[1],):
             needs[arg].narrow_channels = False
             continue
         attrs = anchor[0]
         needs[arg].halo = [max(a, b) for a, b in zip(needs[arg].halo, attrs["padding"], strict=True)]
-        needs[arg].narrow_channels &= attrs["weight_bits"] == 8 and attrs["groups"] == 1
+        alone = reads.count(param) == 1
+        needs[arg].narrow_channels &= alone and attrs["weight_bits"] == 8 and attrs["groups"] == 1
         if any(attrs["padding"]):
             needs[arg].fills.add(int(attrs["zero_point"]))
 

@@ -144,7 +144,7 @@ class _Emitter:
         alias = isinstance(value, relax.Var)
         self.env[binding.var] = value if alias else self.builder.emit(value, name_hint=binding.var.name)
 
-    def group(self, mod: tvm.IRModule, members: list[int], escaping: list[int]) -> None:
+    def group(self, members: list[int], escaping: list[int]) -> None:
         g = self.grouper
         members = self._with_inlined(members)
         inside = {g.bindings[i].var for i in members}
@@ -168,7 +168,9 @@ class _Emitter:
             i = stack.pop()
             extra.add(i)
             stack.extend(j for j in g.operands[i] if j in g.inlined)
-        return members[:1] + sorted(set(members[1:]) | extra) if extra else members
+        if any(ops.is_q4(g.bindings[members[0]].value, k) for k in _ANCHORS):
+            return members[:1] + sorted(set(members[1:]) | extra)
+        return sorted(set(members) | extra)
 
     def _function(self, members: list[int], external: list[relax.Var], escaping: list[int]) -> relax.Function:
         g = self.grouper
@@ -201,9 +203,9 @@ def _rebuild(mod: tvm.IRModule, grouper: _Grouper) -> tvm.IRModule:
             for g in grouper.order():
                 first = grouper.bindings[g].value
                 if g in grouper.open:
-                    emitter.group(mod, members[g], [i for i in members[g] if i in escaping])
+                    emitter.group(members[g], [i for i in members[g] if i in escaping])
                 elif any(ops.is_q4(first, k) for k in _LEAVES):
-                    emitter.group(mod, [g], [g])
+                    emitter.group([g], [g])
                 else:
                     emitter.single(g)
             result = builder.emit_output(emitter.outside(main.body.body))

@@ -1,6 +1,6 @@
 """IntegerOutput: return the last layer's int32 accumulators instead of float logits.
 
-The scales by which they would have been multiplied (or divided) go into the module's facts, and so
+The scales by which they would have been multiplied (or divided), and zero points, go into the module's facts, and so
 into a library's metadata.
 """
 
@@ -22,27 +22,31 @@ def IntegerOutput(mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRM
     Raises
     ------
     UnsupportedError
-        If the model's last operator is a float one.
+        If the model's last operator is a float one, or it returns several tensors.
     """
     main = mod["main"]
     bindings = dataflow_bindings(main)
     values = {b.var: b.value for b in bindings}
-    result = main.body.body
+    result, aliases = main.body.body, set()
     while isinstance(values.get(result), relax.Var):
+        aliases.add(result)
         result = values[result]
     value = values.get(result)
+    if not isinstance(result.ty, relax.TensorType):
+        raise UnsupportedError("the model returns several tensors; tvm-q4 compiles models with one output")
     if str(result.ty.dtype) != "float32":
         return mod
     if not ops.is_q4(value, "dequantize"):
         op = value.op.name if isinstance(value, relax.Call) else type(value).__name__
         msg = f"the model's last operator is the float {op}; --integer-output needs an integer last layer"
         raise UnsupportedError(msg)
-    kept = [b for b in bindings if not b.var.same_as(result) and not isinstance(b.value, relax.Var)]
+    kept = [b for b in bindings if b.var not in {*aliases, result}]
     accumulator = value.args[0]
     output = relax.Var("output", accumulator.ty)
     block = relax.DataflowBlock([*kept, relax.VarBinding(output, accumulator)])
     func = relax.Function(list(main.params), relax.SeqExpr([block], output), accumulator.ty, attrs=main.attrs)
     new = tvm.IRModule({"main": func}, attrs=mod.attrs)
     scale = ops.const_array(value.args[1]).ravel().tolist()
-    facts = {"output_scale": scale, "output_scale_form": str(value.attrs["form"])}
+    zero = ops.const_array(value.args[2]).ravel().tolist()
+    facts = {"output_scale": scale, "output_zero_point": zero, "output_scale_form": str(value.attrs["form"])}
     return with_meta(new, **facts)

@@ -19,9 +19,8 @@ from tvm_q4 import ops
 from tvm_q4.errors import UnsupportedError
 from tvm_q4.meta import model_meta
 from tvm_q4.quant import IntRange
-from tvm_q4.relay_passes._rewrite import dataflow_bindings, shape_of, substitute
+from tvm_q4.relay_passes._rewrite import dataflow_bindings, op_name, shape_of, substitute, variables
 from tvm_q4.relay_passes.assign_layout import Placement, assign_layouts, is_integer
-
 from tvm_q4.schedules.layer import Layer, Op, Tensor, layer_from_function
 from tvm_q4.schedules.layout import PLAIN, shape4
 from tvm_q4.schedules.rule import Choice, ScheduleRule, select
@@ -104,7 +103,7 @@ class _Lowering:
             self._group(var, value)
         elif isinstance(value, relax.TupleGetItem) and isinstance(self.env[value.tuple_value], list):
             self.env[var], self.tensors[var] = self.env[value.tuple_value][value.index]
-        elif is_integer(var):
+        elif any(v in self.placements for v in variables(value)):
             self._movement(var, value)
         else:
             self._set_float(var, self.builder.emit(substitute(value, lambda v: self.env[v])), var.name)
@@ -148,9 +147,7 @@ class _Lowering:
             self.constants[key] = [relax.const(a, str(a.dtype)) for a in arrays]
             if "weight" in layer.ops[0].params:
                 self.result.weight_bytes[layer.name] = arrays[0].nbytes
-        types = [
-            relax.TensorType(t.physical_shape, t.dtype) for _, t in layer.outputs
-        ]
+        types = [relax.TensorType(t.physical_shape, t.dtype) for _, t in layer.outputs]
         call = self.builder.emit(
             relax.op.call_tir(self.kernels[name], [*args, *self.constants[key]], types if len(types) > 1 else types[0])
         )
@@ -161,9 +158,11 @@ class _Lowering:
         return [self.builder.emit(relax.TupleGetItem(call, i)) for i in range(len(types))]
 
     def _movement(self, var: relax.Var, value: relax.Expr) -> None:
-        source = value.args[0]
-        tensor, op = self.tensors[source], value.op.name
-        place = self.placements[var]
+        source = value.args[0] if isinstance(value, relax.Call) else None
+        op = op_name(value) or type(value).__name__
+        if source not in self.placements or var not in self.placements:
+            raise UnsupportedError(f"{op} reads or makes integer tensors ({var.name!r}) and has no kernel")
+        tensor, place = self.tensors[source], self.placements[var]
         if op in ("relax.reshape", "relax.flatten") and _is_alias(tensor, var, place):
             self.env[var] = self.env[source]
             self.tensors[var] = Tensor(
@@ -207,9 +206,11 @@ def _is_alias(tensor: Tensor, var: relax.Var, place: Placement) -> bool:
 
 
 def _gather(name: str, attrs: dict[str, Any], source: Tensor, shape: tuple[int, ...], place: Placement) -> Layer:
-    out = Tensor(name, shape4(shape), source.dtype, source.range, place.layout, place.fill, len(shape))
-    bounds = (source.range.lo, source.range.hi) if source.range else (0, 0)
-    op = Op("gather", name, attrs, [("in", 0)], {}, source.dtype, bounds)
+    assert source.range is not None
+    constant = attrs.get("value", source.range.lo)
+    values = IntRange(min(source.range.lo, constant), max(source.range.hi, constant))
+    out = Tensor(name, shape4(shape), source.dtype, values, place.layout, place.fill, len(shape))
+    op = Op("gather", name, attrs, [("in", 0)], {}, source.dtype, (values.lo, values.hi))
     return Layer(name, [op], [source], [(0, out)], shape4(shape))
 
 
@@ -221,14 +222,14 @@ def _movement_attrs(op: str, value: relax.Call, tensor: Tensor) -> dict[str, Any
             return {"mode": "flatten"}
     if op == "relax.strided_slice":
         begin, step = [0] * 4, [1] * 4
-        axes, begins, steps = (_int_tuple(value.args[i]) for i in (1, 2, 4))
+        axes, begins = (_int_tuple(value.args[i]) for i in (1, 2))
+        steps = _int_tuple(value.args[4]) if len(value.args) > 4 else [1] * len(axes)
         for axis, b, s in zip(axes, begins, steps, strict=True):
-            begin[axis], step[axis] = (b + tensor.shape[axis] if b < 0 else b), s
+            begin[axis], step[axis] = (max(b + tensor.shape[axis], 0) if b < 0 else b), s
         if min(step) > 0:
             return {"mode": "affine", "begin": begin, "strides": step}
-    if op == "relax.nn.pad":
-        widths = ops.ints(value.attrs["pad_width"])
-        before = [-w for w in widths[0::2]]
+    if op == "relax.nn.pad" and str(value.attrs["pad_mode"]) == "constant" and tensor.rank == 4:
+        before = [-w for w in ops.ints(value.attrs["pad_width"])[0::2]]
         constant = int(float(value.attrs["pad_value"]))
         return {"mode": "affine", "begin": before, "strides": [1] * 4, "value": constant}
     msg = f"{op} on the integer tensor {tensor.name!r} of shape {list(tensor.shape)} has no kernel"
@@ -294,8 +295,13 @@ def lower_to_tir(mod: tvm.IRModule, target: Target, rules: list[ScheduleRule], t
     Returns
     -------
     Lowered
-        The module with ``main``, ``main_quantized`` (where the input is quantized or integer),
-        kernels, and untouched float operators.
+        The module with ``main``, ``main_quantized`` (where ``main`` reads its float input through one
+        q4.quantize only), kernels, and untouched float operators.
+
+    Raises
+    ------
+    UnsupportedError
+        If an operator on integer tensors has no kernel, or the model returns several tensors.
     """
     lowering = _Lowering(mod, target, rules, tuned)
     lowering.function("main", quantized=False)

@@ -15,6 +15,7 @@ import tvm
 from tvm import relax
 
 from tvm_q4 import ops
+from tvm_q4.errors import UnsupportedError
 from tvm_q4.quant import INT32_MAX, INT32_MIN, IntRange
 from tvm_q4.schedules.layout import Layout, shape4
 
@@ -53,8 +54,17 @@ class Tensor:
 
     @property
     def tag(self) -> str:
-        """Value type as printed in signatures."""
-        return self.range.tag if self.range is not None else "f32"
+        """Value type as printed in signatures: ``u4``, or ``u4/int8`` in an unusual container."""
+        if self.range is None:
+            return "f32"
+        usual = self.dtype == self.range.dtype
+        return self.range.tag if usual else f"{self.range.tag}/{self.dtype}"
+
+    @property
+    def layout_tag(self) -> str:
+        """Layout as printed in signatures, with the rank of a plain tensor that is not rank 4."""
+        plain = self.layout.kind == "NCHW" and self.rank != 4
+        return f"{self.layout.tag()}[:{self.rank}]" if plain else self.layout.tag()
 
 
 @dataclass
@@ -116,11 +126,15 @@ def _bounds_of_weights(op: Op, lo: int, hi: int) -> tuple[int, int]:
 
 
 def _scaled(bounds: tuple[int, int], zero: int, m: np.ndarray, e: np.ndarray) -> tuple[int, int, int]:
-    """Bounds of ``round((v - zero) * m / 2**e)`` and the largest absolute product plus rounding."""
+    """Bounds of ``round((v - zero) * m / 2**e)`` and the largest absolute value on the way.
+
+    That is the product plus rounding, or ``2**e`` itself, which rounding computes in the same type.
+    """
     lo, hi = bounds[0] - zero, bounds[1] - zero
-    m64, e64 = m.astype(object).ravel(), e.astype(object).ravel()
+    pairs = np.broadcast_arrays(*(a if a.ndim == 4 else a.reshape(1, -1, 1, 1) for a in (m, e)))
+    m64, e64 = (a.astype(object).ravel() for a in pairs)
     products = [(min(lo * a, hi * a), max(lo * a, hi * a), s) for a, s in zip(m64, e64, strict=True)]
-    peak = max(max(abs(p), abs(q)) + ((1 << s) >> 1) for p, q, s in products)
+    peak = max(max(max(abs(p), abs(q)) + ((1 << s) >> 1), 1 << s) for p, q, s in products)
     return min((p >> s) for p, _, s in products), max((q >> s) + 1 for _, q, s in products), peak
 
 
@@ -156,7 +170,36 @@ def _value_bounds(op: Op, args: list[tuple[int, int]]) -> tuple[tuple[int, int],
 def _params(call: relax.Call, kind: str) -> dict[str, np.ndarray]:
     names = _PARAMS.get(kind, ())
     start = len(call.args) - sum(isinstance(a, tvm.ir.GenericConst) for a in call.args)
-    return {n: ops.const_array(c) for n, c in zip(names, call.args[start:], strict=False)}
+    params = {n: ops.const_array(c) for n, c in zip(names, call.args[start:], strict=False)}
+    if kind in ("requantize", "add"):
+        return {n: _normal(call, n, array) for n, array in params.items()}
+    if kind in ("quantize", "dequantize"):
+        _check_scale(call, params)
+    return params
+
+
+def _check_scale(call: relax.Call, params: dict[str, np.ndarray]) -> None:
+    """One zero point, and scales along the channels at most: what kernels can do."""
+    zero, scale, rank = params["zero_point"], params["scale"], len(call.ty.shape)
+    along = scale.size == 1 or int(call.attrs["axis"]) % rank == 1
+    if zero.size > 1 or not along:
+        msg = (
+            f"{call.op.name} {call.attrs['name']!s} has {zero.size} zero point(s) and {scale.size} scale(s) "
+            f"on axis {int(call.attrs['axis'])}; give it one zero point and scales on axis 1"
+        )
+        raise UnsupportedError(msg)
+
+
+def _normal(call: relax.Call, name: str, array: np.ndarray) -> np.ndarray:
+    """A parameter of [1] or [C], or of [1, 1 or C, H, W] where it differs by position."""
+    if array.ndim < 4:
+        return array.ravel()
+    if array.shape[0] != 1:
+        msg = f"the {name} of {call.attrs['name']!s} has shape {list(array.shape)}: it differs by image"
+        raise UnsupportedError(msg)
+    if array.shape[2:] == (1, 1):
+        return array.ravel()
+    return np.broadcast_to(array, (1, array.shape[1], *(int(d) for d in call.ty.shape[2:])))
 
 
 def declared_range(kind: str, attrs: dict[str, Any], dtype: str, operand: IntRange | None) -> IntRange | None:

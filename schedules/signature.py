@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 
-import numpy as np
-
 from tvm_q4.schedules.layer import Layer, Op
 
 
@@ -16,7 +14,7 @@ def _hw(values: list[int]) -> str:
 def _anchor(layer: Layer) -> str:
     op, x = layer.ops[0], layer.data
     n, c, h, w = x.shape
-    head = f"{layer.kind} n{n} c{c} {h}x{w}"
+    head = f"{layer.kind} n{n} c{c} {h}x{w}{_reduced_range(layer)}"
     a = op.attrs
     if op.kind == "conv2d":
         o, _, kh, kw = op.params["weight"].shape
@@ -30,12 +28,29 @@ def _anchor(layer: Layer) -> str:
         if op.kind == "avg_pool2d":
             head += f" {a['rounding']}{'' if a['count_include_pad'] else ' nopad'} z{a['zero_point']}"
     elif op.kind == "quantize":
-        head += f" {a['form']} z{int(op.params['zero_point'])}"
+        head += f" {a['form']} z{op.params['zero_point'].item()} [{a['qmin']},{a['qmax']}]"
+        if a["form"] == "mul_div":
+            head += f" {a['numerator']!r}/{a['denominator']!r}"
+    elif op.kind == "concat":
+        head += " of " + "+".join(f"x{i}:c{layer.inputs[i].shape[1]}" for _, i in op.refs)
+    elif op.kind == "gather":
+        facts = [f"{key}{a[key]}" for key in sorted(a) if key != "mode"]
+        head += f" {a['mode']} to {_hw(list(layer.shape))} {' '.join(facts)}".rstrip()
     return head
 
 
+def _reduced_range(layer: Layer) -> str:
+    """Largest value of unsigned data that leave their bits unused: it decides the dot product."""
+    data = layer.data.range
+    if layer.kind not in ("conv2d", "dense") or data is None or data.signed:
+        return ""
+    return "" if data.hi == (1 << data.bits) - 1 else f" max{data.hi}"
+
+
 def _positional(op: Op) -> str:
-    return " pos" if any(np.ndim(p) == 4 for p in op.params.values()) else ""
+    """Parameters that differ by position, and those that differ by channel too."""
+    names = [f"{n}{'*c' if p.shape[1] > 1 else ''}" for n, p in op.params.items() if p.ndim == 4]
+    return f" pos-{','.join(names)}" if names else ""
 
 
 def _epilogue(index: int, op: Op) -> str:
@@ -43,15 +58,16 @@ def _epilogue(index: int, op: Op) -> str:
     refs = ",".join(f"{'x' if kind == 'in' else '%'}{i}" for kind, i in op.refs)
     text = f"%{index}={op.kind}({refs})"
     if op.kind == "dequantize":
-        return f"{text} {a['form']} z{int(op.params['zero_point'])}"
-    zeros = f"z{a['in_zero_point']}" if op.kind == "requantize" else f"z{a['lhs_zero_point']},{a['rhs_zero_point']}"
-    form = ""
+        return f"{text} {a['form']} z{op.params['zero_point'].item()}"
+    form, zeros = "", f"z{a.get('in_zero_point')}"
     if op.kind == "add":
         units = "".join(side[0] for side in ("lhs", "rhs") if op.unit(side))
         form = f" {a['form']}{' unit-' + units if units else ''}"
+        zeros = f"z{a['lhs_zero_point']},{a['rhs_zero_point']}"
     extra = " offset" if "offset" in op.params else ""
     width = "m32" if op.narrow else "m64"
-    return f"{text}{form} {zeros}>z{a['zero_point']} {a['rounding']} {width}{extra}{_positional(op)} [{a['lo']},{a['hi']}]"
+    how = f"{a['rounding']} {width}{extra}{_positional(op)}"
+    return f"{text}{form} {zeros}>z{a['zero_point']} {how} [{a['lo']},{a['hi']}]"
 
 
 def signature(layer: Layer) -> str:
@@ -62,8 +78,8 @@ def signature(layer: Layer) -> str:
     """
     parts = [_anchor(layer)]
     parts += [_epilogue(i, op) for i, op in layer.epilogue]
-    ins = " ".join(f"{t.tag}:{t.layout.tag()}" for t in layer.inputs)
-    outs = " ".join(f"%{i}:{t.tag}:{t.layout.tag()}" for i, t in layer.outputs)
+    ins = " ".join(f"{t.tag}:{t.layout_tag}" for t in layer.inputs)
+    outs = " ".join(f"%{i}:{t.tag}:{t.layout_tag}" for i, t in layer.outputs)
     halo = "".join(f" fill{t.fill}" for _, t in layer.outputs if any(t.layout.halo))
     return " | ".join([*parts, f"{ins} -> {outs}{halo}"])
 

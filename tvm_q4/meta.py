@@ -15,7 +15,8 @@ def model_meta(mod: tvm.IRModule) -> dict[str, Any]:
 
     Keys in use: ``name``, ``source_format``, ``source_tool``, ``transform`` (name of the input
     transform), ``classes`` (list of class names), ``input_range`` ([lo, hi] where the module's
-    input is an integer tensor), ``output_scale`` (where the integer output is asked for).
+    input is an integer tensor), ``output_scale``, ``output_scale_form`` and ``output_zero_point``
+    (where the integer output is asked for).
     """
     if mod.attrs is None or META_ATTR not in mod.attrs:
         return {}

@@ -118,6 +118,7 @@ def _output(integer: tvm.IRModule, meta: dict[str, Any]) -> dict[str, Any]:
         "integer": dtype != "float32",
         "scale": meta.get("output_scale"),
         "scale_form": meta.get("output_scale_form"),
+        "zero_point": meta.get("output_zero_point"),
     }
 
 

@@ -38,12 +38,13 @@ class _Geometry:
         op = layer.ops[0]
         n, out, oh, ow = layer.shape
         weight = op.params["weight"].shape
-        self.flat = oh == ow == 1 and layer.data.shape[2:] == (1, 1) and tuple(weight[2:]) in ((), (1, 1))
-        self.images, self.rows, self.cols = (1, 1, n) if self.flat else (n, oh, ow)
-        self.kernel = (1, 1) if self.flat else tuple(int(k) for k in weight[2:])
         self.stride = op.attrs.get("strides", [1, 1])
         self.dilation = op.attrs.get("dilation", [1, 1])
         self.padding = op.attrs.get("padding", [0, 0, 0, 0])
+        single = oh == ow == 1 and layer.data.shape[2:] == (1, 1) and not any(self.padding)
+        self.flat = single and tuple(weight[2:]) in ((), (1, 1))
+        self.images, self.rows, self.cols = (1, 1, n) if self.flat else (n, oh, ow)
+        self.kernel = (1, 1) if self.flat else tuple(int(k) for k in weight[2:])
         self.blocks = round_up(out, LANES) // LANES
 
     def output(self, image: Any, row: Any, col: Any) -> tuple[Any, Any, Any]:
@@ -64,9 +65,12 @@ class DirectConv2d(ScheduleRule):
     name = "cpu.direct_conv2d"
 
     def applies(self, layer: Layer, target: Target) -> bool:
-        return layer.kind in ("conv2d", "dense") and target.kind.name == "llvm"
+        """Convolutions and linear layers of 8-bit containers on a CPU."""
+        bytes_wide = layer.kind in ("conv2d", "dense") and layer.data.dtype in ("int8", "uint8")
+        return bytes_wide and target.kind.name == "llvm"
 
     def space(self, layer: Layer, target: Target) -> list[Params]:
+        """Register tiles of the best dot-product form that fit registers and image."""
         geometry = _Geometry(layer)
         form = self._form(layer, target, {})
         spare = 2 if self._four_bit(layer, form) else 1
@@ -81,6 +85,7 @@ class DirectConv2d(ScheduleRule):
         return out
 
     def predict(self, layer: Layer, target: Target, params: Params) -> float:
+        """Cycles of all tiles, from loads, products and unpacking a step and the epilogue."""
         geometry, form = _Geometry(layer), self._form(layer, target, params)
         tile_h, tile_w, blocks = (int(params[k]) for k in ("tile_h", "tile_w", "blocks"))
         pixels = tile_h * tile_w
@@ -107,11 +112,13 @@ class DirectConv2d(ScheduleRule):
         return arrays
 
     def executes_as(self, layer: Layer, target: Target, params: Params) -> str:
+        """Operand types and dot-product form, such as ``u8s8 vnni512``."""
         data = "s8" if layer.data.range is not None and layer.data.range.signed else "u8"
         packed = " (4-bit weights unpacked in registers)" if layer.ops[0].attrs["weight_bits"] == 4 else ""
         return f"{data}s8 {params['form']}{packed}"
 
     def schedule(self, layer: Layer, target: Target, params: Params, symbol: str) -> tirx.PrimFunc:
+        """The tiled loop nest with its epilogue."""
         form = self._form(layer, target, params)
         emitter = _ConvEmitter(layer, form, params, self._four_bit(layer, form))
         packed = pack_weights(layer, int(params["blocks"]), form, emitter.four_bit)

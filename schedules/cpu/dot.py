@@ -112,7 +112,7 @@ class DotForm:
 
 
 def _shifted_left(packed: Any, size: int) -> Any:
-    words = tirx.reinterpret(f"int32x{size // 4}", packed) if size > 16 else tirx.reinterpret("int32x4", packed)
+    words = tirx.reinterpret(f"int32x{size // 4}", packed)
     return tirx.reinterpret(f"int8x{size}", words << tirx.Broadcast(tirx.const(4, "int32"), size // 4))
 
 

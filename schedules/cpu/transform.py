@@ -60,6 +60,10 @@ class Concat(_Single):
     name = "cpu.concat"
     kinds = ("concat",)
 
+    def applies(self, layer: Layer, target: Target) -> bool:
+        """Concatenations along the channels."""
+        return super().applies(layer, target) and int(layer.ops[0].attrs["axis"]) in (1, -3)
+
     def emit(self, layer: Layer) -> None:
         kernel = Kernel(layer)
         n, _, h, w = layer.shape
