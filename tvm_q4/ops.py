@@ -26,7 +26,7 @@ differ by position (average pools that count varying positions).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,9 @@ from tvm import relax
 from tvm.ir import _ffi_api as _ir_ffi
 
 from tvm_q4 import errors
+from tvm_q4.op_types import TYPES, ints
+from tvm_q4.op_types import pool_output as pool_output
+from tvm_q4.op_types import pooled_size as pooled_size
 
 RESIDUAL_FORMS = ("fused", "accumulator", "two_sided")
 AVG_ROUNDINGS = ("sum", "truncate", "nearest")
@@ -44,112 +47,8 @@ QUANTIZE_FORMS = ("reciprocal", "divide", "mul_div")
 DEQUANTIZE_FORMS = ("multiply", "divide")
 
 
-def _shape(expr: relax.Expr) -> list[int]:
-    return [int(d) for d in expr.ty.shape]
-
-
-def _same_shape(call: relax.Call, _ctx: Any) -> relax.TensorType:
-    return relax.TensorType(_shape(call.args[0]), call.attrs["dtype"])
-
-
-def pooled_size(size: int, kernel: int, stride: int, pads: int, dilation: int, ceil: bool) -> int:
-    """Output positions along one axis for `pads` padding positions in all."""
-    span = size + pads - dilation * (kernel - 1) - 1
-    return (-(-span // stride) if ceil else span // stride) + 1
-
-
-def pool_output(
-    size: Sequence[int], kernel: Sequence[int], strides: Sequence[int], padding: Sequence[int],
-    dilation: Sequence[int], ceil: bool = False, where: str = "pool",
-) -> tuple[int, int]:
-    """Output height and width; in ceil mode no window starts in the trailing padding (PyTorch's rule).
-
-    `padding` is (top, left, bottom, right). Raises InputError where no window fits.
-    """  # fmt: skip
-    out = []
-    for i in (0, 1):
-        n = pooled_size(size[i], kernel[i], strides[i], padding[i] + padding[i + 2], dilation[i], ceil)
-        if ceil and (n - 1) * strides[i] >= size[i] + padding[i]:
-            n -= 1
-        if n < 1:
-            msg = (
-                f"{where}: a window of {list(kernel)} does not fit the input of {list(size)} "
-                f"with padding {list(padding)}; use a larger image"
-            )
-            raise errors.InputError(msg)
-        out.append(n)
-    return out[0], out[1]
-
-
-def _where(call: relax.Call) -> str:
-    return f"{call.op.name} {call.attrs['name']!s}"
-
-
-def _expect(holds: bool, call: relax.Call, what: str) -> None:
-    """Raise InputError with the shapes of all arguments unless `holds`."""
-    if not holds:
-        shapes = ", ".join(str(_shape(a)) for a in call.args)
-        msg = f"{_where(call)}: {what}; the arguments have shapes {shapes}"
-        raise errors.InputError(msg)
-
-
-def _conv_type(call: relax.Call, _ctx: Any) -> relax.TensorType:
-    n, c, h, w = _shape(call.args[0])
-    o, i, kh, kw = _shape(call.args[1])
-    a = call.attrs
-    groups = int(a["groups"])
-    _expect(c == i * groups and o % groups == 0, call, f"channels do not fit {groups} group(s)")
-    _expect(_shape(call.args[2]) in ([o], [1]), call, "the bias needs one value a channel")
-    pad, stride, dil = ints(a["padding"]), ints(a["strides"]), ints(a["dilation"])
-    out = pool_output((h, w), (kh, kw), stride, pad, dil, where=_where(call))
-    return relax.TensorType([n, o, *out], "int32")
-
-
-def _dense_type(call: relax.Call, _ctx: Any) -> relax.TensorType:
-    (n, i), (o, k) = _shape(call.args[0]), _shape(call.args[1])
-    _expect(i == k, call, "data and weight disagree on the input features")
-    _expect(_shape(call.args[2]) in ([o], [1]), call, "the bias needs one value a feature")
-    return relax.TensorType([n, o], "int32")
-
-
-def _add_type(call: relax.Call, ctx: Any) -> relax.TensorType:
-    _expect(_shape(call.args[0]) == _shape(call.args[1]), call, "both sides must have one shape")
-    return _same_shape(call, ctx)
-
-
-def _pool_type(call: relax.Call, _ctx: Any) -> relax.TensorType:
-    n, c, h, w = _shape(call.args[0])
-    a = call.attrs
-    k, s, p, d = (ints(a[key]) for key in ("pool_size", "strides", "padding", "dilation"))
-    out = pool_output((h, w), k, s, p, d, bool(a["ceil_mode"]), _where(call))
-    return relax.TensorType([n, c, *out], a["dtype"])
-
-
-def _concat_type(call: relax.Call, _ctx: Any) -> relax.TensorType:
-    axis = int(call.attrs["axis"])
-    shapes = [_shape(a) for a in call.args]
-    rest = {(*s[:axis], *s[axis + 1 :]) for s in shapes}
-    _expect(len(rest) == 1, call, f"inputs differ beyond axis {axis}")
-    shape = list(shapes[0])
-    shape[axis] = sum(s[axis] for s in shapes)
-    return relax.TensorType(shape, call.attrs["dtype"])
-
-
-_TYPES: dict[str, Callable[[relax.Call, Any], relax.TensorType]] = {
-    "quantize": _same_shape,
-    "dequantize": _same_shape,
-    "requantize": _same_shape,
-    "add": _add_type,
-    "conv2d": _conv_type,
-    "dense": _dense_type,
-    "max_pool2d": _pool_type,
-    "avg_pool2d": _pool_type,
-    "concat": _concat_type,
-}
-
-
 def _register() -> None:
-    for name, infer in _TYPES.items():
+    for name, infer in TYPES.items():
         op = f"q4.{name}"
         _ir_ffi.RegisterOp(op, f"tvm-q4 {name}; see tvm_q4.ops")
         tvm.ir.register_op_attr(op, "FInferType", infer)
@@ -162,11 +61,6 @@ _register()
 for _error in (errors.Q4Error, *errors.Q4Error.__subclasses__()):
     # Else an exception raised inside a pass comes back from TVM's C++ as a plain RuntimeError.
     tvm_ffi.register_error(_error.__name__, _error)
-
-
-def ints(values: Any) -> list[int]:
-    """Python ints of an FFI array or sequence."""
-    return [int(v) for v in values]
 
 
 def attrs_of(call: relax.Call) -> dict[str, Any]:
@@ -184,7 +78,9 @@ def attrs_of(call: relax.Call) -> dict[str, Any]:
 
 def const_array(expr: relax.Expr) -> np.ndarray:
     """NumPy array of a Relax constant."""
-    assert isinstance(expr, tvm.ir.GenericConst), f"expected a constant, found {type(expr).__name__}"
+    assert isinstance(expr, tvm.ir.GenericConst), (
+        f"expected a constant, found {type(expr).__name__}"
+    )
     return expr.value.numpy()
 
 
@@ -211,35 +107,75 @@ def _i32(value: ArrayLike | relax.Expr) -> relax.Expr:
 
 
 def quantize(
-    x: relax.Expr, scale: ArrayLike, zero_point: ArrayLike, *, name: str, qmin: int, qmax: int,
-    dtype: str, axis: int = 1, form: str = "reciprocal", numerator: float = 1.0, denominator: float = 1.0,
+    x: relax.Expr,
+    scale: ArrayLike,
+    zero_point: ArrayLike,
+    *,
+    name: str,
+    qmin: int,
+    qmax: int,
+    dtype: str,
+    axis: int = 1,
+    form: str = "reciprocal",
+    numerator: float = 1.0,
+    denominator: float = 1.0,
 ) -> relax.Call:
-    """Float32 to integer, half-even. `scale` (float64) and `zero_point` are scalars or [C] on `axis`.
+    """Float32 to integer, half-even. `scale` (float64), `zero_point`: scalars or [C] on `axis`.
 
-    ``form``: ``reciprocal`` is ``x * float32(1 / s)``, ``divide`` is ``x / float32(s)``, ``mul_div``
-    is ``(x * float32(numerator)) / float32(denominator)`` (recipes; `scale` still states the step).
+    ``form``: ``reciprocal`` is ``x * float32(1 / s)``, ``divide`` is ``x / float32(s)``,
+    ``mul_div`` is ``(x * float32(numerator)) / float32(denominator)`` (recipes; `scale` still
+    states the step).
     """
     return call(
-        "quantize", [x, _const(scale, "float64"), _const(zero_point, "int32")], name=name, qmin=qmin,
-        qmax=qmax, dtype=dtype, axis=axis, form=form, numerator=float(numerator), denominator=float(denominator),
-    )  # fmt: skip
+        "quantize",
+        [x, _const(scale, "float64"), _const(zero_point, "int32")],
+        name=name,
+        qmin=qmin,
+        qmax=qmax,
+        dtype=dtype,
+        axis=axis,
+        form=form,
+        numerator=float(numerator),
+        denominator=float(denominator),
+    )
 
 
 def dequantize(
-    q: relax.Expr, scale: ArrayLike, zero_point: ArrayLike = 0, *, name: str, qmin: int, qmax: int,
-    axis: int = 1, form: str = "multiply",
+    q: relax.Expr,
+    scale: ArrayLike,
+    zero_point: ArrayLike = 0,
+    *,
+    name: str,
+    qmin: int,
+    qmax: int,
+    axis: int = 1,
+    form: str = "multiply",
 ) -> relax.Call:
-    """Integer to float32: ``float32(q - z) * float32(s)``, or ``/ float32(s)`` with form ``divide``."""
+    """Integer to float32: ``float32(q - z) * float32(s)``, form ``divide``: ``/ float32(s)``."""
     return call(
-        "dequantize", [q, _const(scale, "float64"), _const(zero_point, "int32")], name=name, qmin=qmin,
-        qmax=qmax, dtype="float32", axis=axis, form=form,
-    )  # fmt: skip
+        "dequantize",
+        [q, _const(scale, "float64"), _const(zero_point, "int32")],
+        name=name,
+        qmin=qmin,
+        qmax=qmax,
+        dtype="float32",
+        axis=axis,
+        form=form,
+    )
 
 
 def conv2d(
-    x: relax.Expr, weight: relax.Expr | np.ndarray, bias: relax.Expr | ArrayLike, *, name: str,
-    strides: Sequence[int], padding: Sequence[int], dilation: Sequence[int] = (1, 1), groups: int = 1,
-    zero_point: int = 0, weight_bits: int = 8,
+    x: relax.Expr,
+    weight: relax.Expr | np.ndarray,
+    bias: relax.Expr | ArrayLike,
+    *,
+    name: str,
+    strides: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int] = (1, 1),
+    groups: int = 1,
+    zero_point: int = 0,
+    weight_bits: int = 8,
 ) -> relax.Call:
     """Integer convolution. `padding` is (top, left, bottom, right), filled with `zero_point`.
 
@@ -247,23 +183,46 @@ def conv2d(
     """
     w = weight if isinstance(weight, relax.Expr) else _const(weight, "int8")
     return call(
-        "conv2d", [x, w, _i32(bias)], name=name, strides=list(strides), padding=list(padding),
-        dilation=list(dilation), groups=groups, zero_point=zero_point, weight_bits=weight_bits,
-    )  # fmt: skip
+        "conv2d",
+        [x, w, _i32(bias)],
+        name=name,
+        strides=list(strides),
+        padding=list(padding),
+        dilation=list(dilation),
+        groups=groups,
+        zero_point=zero_point,
+        weight_bits=weight_bits,
+    )
 
 
 def dense(
-    x: relax.Expr, weight: relax.Expr | np.ndarray, bias: relax.Expr | ArrayLike, *, name: str,
-    zero_point: int = 0, weight_bits: int = 8,
+    x: relax.Expr,
+    weight: relax.Expr | np.ndarray,
+    bias: relax.Expr | ArrayLike,
+    *,
+    name: str,
+    zero_point: int = 0,
+    weight_bits: int = 8,
 ) -> relax.Call:
     """Integer linear layer ``x @ weight.T + bias``; the bias holds the zero point's term."""
     w = weight if isinstance(weight, relax.Expr) else _const(weight, "int8")
-    return call("dense", [x, w, _i32(bias)], name=name, zero_point=zero_point, weight_bits=weight_bits)
+    return call(
+        "dense", [x, w, _i32(bias)], name=name, zero_point=zero_point, weight_bits=weight_bits
+    )
 
 
 def requantize(
-    x: relax.Expr, multiplier: ArrayLike | relax.Expr, shift: ArrayLike | relax.Expr, *, name: str, lo: int,
-    hi: int, dtype: str, zero_point: int = 0, in_zero_point: int = 0, rounding: str = "half_up",
+    x: relax.Expr,
+    multiplier: ArrayLike | relax.Expr,
+    shift: ArrayLike | relax.Expr,
+    *,
+    name: str,
+    lo: int,
+    hi: int,
+    dtype: str,
+    zero_point: int = 0,
+    in_zero_point: int = 0,
+    rounding: str = "half_up",
     offset: ArrayLike | None = None,
 ) -> relax.Call:
     """``clamp(zero_point + offset + round((x - in_zero_point) * m / 2**e), lo, hi)``.
@@ -273,15 +232,35 @@ def requantize(
     """
     args = [x, _i32(multiplier), _i32(shift)] + ([] if offset is None else [_i32(offset)])
     return call(
-        "requantize", args, name=name, lo=lo, hi=hi, dtype=dtype, zero_point=zero_point,
-        in_zero_point=in_zero_point, rounding=rounding,
-    )  # fmt: skip
+        "requantize",
+        args,
+        name=name,
+        lo=lo,
+        hi=hi,
+        dtype=dtype,
+        zero_point=zero_point,
+        in_zero_point=in_zero_point,
+        rounding=rounding,
+    )
 
 
 def add(
-    lhs: relax.Expr, rhs: relax.Expr, lhs_multiplier: ArrayLike, lhs_shift: ArrayLike,
-    rhs_multiplier: ArrayLike, rhs_shift: ArrayLike, *, name: str, form: str, lo: int, hi: int, dtype: str,
-    lhs_zero_point: int = 0, rhs_zero_point: int = 0, zero_point: int = 0, rounding: str = "half_up",
+    lhs: relax.Expr,
+    rhs: relax.Expr,
+    lhs_multiplier: ArrayLike,
+    lhs_shift: ArrayLike,
+    rhs_multiplier: ArrayLike,
+    rhs_shift: ArrayLike,
+    *,
+    name: str,
+    form: str,
+    lo: int,
+    hi: int,
+    dtype: str,
+    lhs_zero_point: int = 0,
+    rhs_zero_point: int = 0,
+    zero_point: int = 0,
+    rounding: str = "half_up",
 ) -> relax.Call:
     """Residual add, with ``l = lhs - lhs_zero_point`` and ``r = rhs - rhs_zero_point``.
 
@@ -291,28 +270,57 @@ def add(
       into the accumulator's units.
     """
     return call(
-        "add", [lhs, rhs, _i32(lhs_multiplier), _i32(lhs_shift), _i32(rhs_multiplier), _i32(rhs_shift)],
-        name=name, form=form, lo=lo, hi=hi, dtype=dtype, lhs_zero_point=lhs_zero_point,
-        rhs_zero_point=rhs_zero_point, zero_point=zero_point, rounding=rounding,
-    )  # fmt: skip
+        "add",
+        [lhs, rhs, _i32(lhs_multiplier), _i32(lhs_shift), _i32(rhs_multiplier), _i32(rhs_shift)],
+        name=name,
+        form=form,
+        lo=lo,
+        hi=hi,
+        dtype=dtype,
+        lhs_zero_point=lhs_zero_point,
+        rhs_zero_point=rhs_zero_point,
+        zero_point=zero_point,
+        rounding=rounding,
+    )
 
 
 def max_pool2d(
-    x: relax.Expr, *, name: str, pool_size: Sequence[int], strides: Sequence[int], padding: Sequence[int],
-    dilation: Sequence[int] = (1, 1), ceil_mode: bool = False,
+    x: relax.Expr,
+    *,
+    name: str,
+    pool_size: Sequence[int],
+    strides: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int] = (1, 1),
+    ceil_mode: bool = False,
 ) -> relax.Call:
     """Maximum over each window; padding (top, left, bottom, right) never wins."""
     return call(
-        "max_pool2d", [x], name=name, pool_size=list(pool_size), strides=list(strides), padding=list(padding),
-        dilation=list(dilation), ceil_mode=ceil_mode, dtype=str(x.ty.dtype),
-    )  # fmt: skip
+        "max_pool2d",
+        [x],
+        name=name,
+        pool_size=list(pool_size),
+        strides=list(strides),
+        padding=list(padding),
+        dilation=list(dilation),
+        ceil_mode=ceil_mode,
+        dtype=str(x.ty.dtype),
+    )
 
 
 def avg_pool2d(
-    x: relax.Expr, *, name: str, pool_size: Sequence[int], strides: Sequence[int], padding: Sequence[int],
-    rounding: str = "sum", zero_point: int = 0, ceil_mode: bool = False, count_include_pad: bool = True,
+    x: relax.Expr,
+    *,
+    name: str,
+    pool_size: Sequence[int],
+    strides: Sequence[int],
+    padding: Sequence[int],
+    rounding: str = "sum",
+    zero_point: int = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
 ) -> relax.Call:
-    """Sum of ``x - zero_point`` over each window in int32 (``sum``), or its rounded mean plus zero point.
+    """Sum of ``x - zero_point`` over each window in int32, or its rounded mean plus zero point.
 
     ``truncate`` divides toward zero (HAWQ); ``nearest`` is ``floor((sum + n // 2) / n)`` on
     non-negative sums and half away from zero on negative ones (NVIDIA). `n` counts padding only
@@ -320,10 +328,19 @@ def avg_pool2d(
     """
     dtype = "int32" if rounding == "sum" else str(x.ty.dtype)
     return call(
-        "avg_pool2d", [x], name=name, pool_size=list(pool_size), strides=list(strides), padding=list(padding),
-        dilation=[1, 1], ceil_mode=ceil_mode, count_include_pad=count_include_pad, rounding=rounding,
-        zero_point=zero_point, dtype=dtype,
-    )  # fmt: skip
+        "avg_pool2d",
+        [x],
+        name=name,
+        pool_size=list(pool_size),
+        strides=list(strides),
+        padding=list(padding),
+        dilation=[1, 1],
+        ceil_mode=ceil_mode,
+        count_include_pad=count_include_pad,
+        rounding=rounding,
+        zero_point=zero_point,
+        dtype=dtype,
+    )
 
 
 def concat(inputs: Sequence[relax.Expr], *, name: str, axis: int = 1) -> relax.Call:

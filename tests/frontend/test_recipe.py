@@ -86,7 +86,8 @@ def whole_network(b: relax.BlockBuilder, x: relax.Var) -> relax.Expr:
     q = b.emit(
         ops.add(
             a, skip, [90] * 6, [9] * 6, [77] * 6, [9] * 6, name="fused", form="fused", lo=-128,
-            hi=127, dtype="int8", lhs_zero_point=4, rhs_zero_point=-7, zero_point=2, rounding="floor",
+            hi=127, dtype="int8", lhs_zero_point=4, rhs_zero_point=-7, zero_point=2,
+            rounding="floor",
         )
     )  # fmt: skip
     q = b.emit(

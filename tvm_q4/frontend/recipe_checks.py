@@ -92,7 +92,7 @@ def _check_weight(entry: Entry, constants: Constants, shapes: list[list[int]], w
             f"{where}: weights reach {lo}..{hi}, which {bits} bits do not hold; correct weight_bits"
         )
         raise InputError(msg)
-    if bias.shape != weight.shape[:1]:
+    if bias.shape not in (weight.shape[:1], (1,)):
         msg = f"{where}: bias has {bias.size} values for {weight.shape[0]} output channels"
         raise InputError(msg)
     groups = entry.get("groups", 1)
