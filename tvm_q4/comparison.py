@@ -96,10 +96,9 @@ class Comparison:
         self, values: Mapping[str, NDArray], found: Mapping[str, NDArray], count: int
     ) -> None:
         """Compare with the integers of the fake-quantized model, which may differ by roundings."""
-        for name, value in values.items():
-            if name in found and value.shape == found[name].shape and value.dtype != np.float32:
-                difference = self._framework.setdefault(name, Difference())
-                difference.add(value[:count], found[name][:count])
+        for name, value in found.items():
+            difference = self._framework.setdefault(name, Difference())
+            difference.add(values[name][:count], value[:count])
 
     def _note(self, name: str, want: NDArray, have: NDArray, same: NDArray[np.bool_]) -> None:
         if self.mismatch is None and not same.all():

@@ -54,11 +54,12 @@ def verify(
     dict
         ``bit_exact``; ``layers``, one entry for each q4 tensor of the model in order: ``name``,
         ``kind``, ``checked`` (stored by the library), ``equal`` (fraction), ``max_step`` (largest
-        difference in integer steps), and against the fake-quantized model, where `model` is one,
-        ``framework_equal`` and ``framework_max_step``; ``first_mismatch`` (``name``, ``index``,
-        ``expected``, ``found``) or None; ``output`` (``equal``, ``max_step`` of the result);
-        ``top1_agreement`` and ``top1_against`` (``model``: the fake-quantized one, else
-        ``reference``); ``n`` images.
+        difference in integer steps), and against the fake-quantized model, where `model` is one and
+        has the tensor, ``framework_equal`` and ``framework_max_step``, each layer being fed what
+        the library fed it; ``first_mismatch`` (``name``, ``index``, ``expected``, ``found``) or
+        None; ``output`` (``equal``, ``max_step`` of the result); ``top1_agreement`` and
+        ``top1_against`` (``model``: the fake-quantized one, left to itself, else ``reference``);
+        ``n`` images.
 
     Raises
     ------
@@ -102,8 +103,16 @@ def _compare(
     if models.framework is None or not framework:
         return lib.logits(result[:count]), lib.logits(np.asarray(reference)[:count])
     logits, values = models.framework.run_and_trace(floats, given)
-    comparison.add_framework(values, found, count)
+    # Once more with the library's integers in place of its own, so that each layer's difference is
+    # that layer's alone and does not grow with depth.
+    own = {name: found[name].astype(v.dtype) for name, v in values.items() if _same(v, found, name)}
+    comparison.add_framework(models.framework.trace(floats, own | given), own, count)
     return lib.logits(result[:count]), np.asarray(logits)[:count]
+
+
+def _same(value: NDArray, found: dict[str, NDArray], name: str) -> bool:
+    """Whether the library stores a tensor of integers of that name and shape."""
+    return name in found and value.dtype != np.float32 and value.shape == found[name].shape
 
 
 def _float_input(lib: Library, x: NDArray) -> tuple[NDArray, dict[str, NDArray]]:
