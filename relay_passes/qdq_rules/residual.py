@@ -52,8 +52,6 @@ def _why_not_fused(
     lhs: Tensor, rhs: Tensor, m1: NDArray[np.int64], e: NDArray[np.int32], m2: NDArray[np.int64]
 ) -> str:
     """Reason that rules the fused form out (numerics.md), or an empty string."""
-    if rhs.range.bits > 16:
-        return "both sides are int32"
     if int(e.min()) < 1:
         return f"the common shift of channel {_channel(-e)} is {int(e.min())}, below 1"
     largest = int(max(m1.max(), m2.max()))
