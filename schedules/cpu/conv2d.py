@@ -28,7 +28,6 @@ from tvm_q4.schedules.rule import Params, ScheduleRule
 
 _TILE_W = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16)
 _BLOCKS = (1, 2, 3, 4, 6, 8)
-_REGISTERS = 30
 
 
 class _Geometry:
@@ -77,7 +76,7 @@ class DirectConv2d(ScheduleRule):
         out: list[Params] = []
         for tile_w, tile_h, blocks in itertools.product(_TILE_W, (1, 2, 4, 7), _BLOCKS):
             fits = tile_w <= geometry.cols and tile_h <= geometry.rows and geometry.blocks % blocks == 0
-            if not fits or tile_w * tile_h * blocks + spare * blocks > _REGISTERS:
+            if not fits or tile_w * tile_h * blocks + spare * blocks > form.registers:
                 continue
             if blocks > 1 and not self._blocks_share_window(layer, blocks, form):
                 continue

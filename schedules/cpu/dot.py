@@ -47,12 +47,17 @@ class DotForm:
         Whether activations must be unsigned (signed ones are shifted by 128).
     nibble_scale : int
         Factor by which unpacked 4-bit weights are too large (16 or 1).
+    registers : int
+        Vectors of `LANES` int32 that one tile may use for accumulators and weights. One is two
+        registers in the 256-bit forms, of which AVX2 has 16 and the form needs a few itself: with
+        twice as many, spills halve the speed (measured with LLVM on Zen 4).
     """
 
     name: str
     width: int
     unsigned_only: bool
     nibble_scale: int
+    registers: int
 
     @property
     def vector_bytes(self) -> int:
@@ -148,12 +153,12 @@ def dot_forms(target: Target, data: IntRange, weight_bits: int) -> list[DotForm]
     scaled = 2 * top * 128 <= 32767
     out = []
     if "avx512vnni" in has:
-        out.append(DotForm("vnni512", 4, True, 16))
+        out.append(DotForm("vnni512", 4, True, 16, 30))
     if "avxvnni" in has or {"avx512vnni", "avx512vl"} <= has:
-        out.append(DotForm("vnni256", 4, True, 16))
+        out.append(DotForm("vnni256", 4, True, 16, 7))
     if "avx2" in has:
         if 2 * top * (1 << (weight_bits - 1)) <= 32767:
-            out.append(DotForm("maddubs", 4, True, 16 if scaled else 1))
-        out.append(DotForm("madd", 2, False, 1))
-    out.append(DotForm("generic", 1, False, 1))
+            out.append(DotForm("maddubs", 4, True, 16 if scaled else 1, 6))
+        out.append(DotForm("madd", 2, False, 1, 7))
+    out.append(DotForm("generic", 1, False, 1, 30))
     return out
