@@ -58,7 +58,7 @@ def run_file(
     if (input_file is None) == (image is None):
         raise InputError("give one input: either --input X.npy or --image FILE")
     lib = library if isinstance(library, Library) else load(library)
-    x = _read_array(Path(input_file)) if input_file is not None else _image(lib, image, transform)
+    x = read_array(Path(input_file)) if input_file is not None else _image(lib, image, transform)
     if dump_layers is None:
         result = lib.run(x)
     else:
@@ -95,7 +95,14 @@ def write_tensors(tensors: dict[str, NDArray], folder: Path) -> None:
         _save(tensor, folder / f"{safe}.npy")
 
 
-def _read_array(path: Path) -> NDArray:
+def read_array(path: Path) -> NDArray:
+    """The array in a ``.npy`` file; one that holds Python objects is refused.
+
+    Raises
+    ------
+    InputError
+        If the file is missing or is no such file.
+    """
     try:
         with path.open("rb") as file:
             return np.lib.format.read_array(file, allow_pickle=False)

@@ -74,13 +74,18 @@ def _layer(binding: relax.VarBinding, ranges: dict[relax.Var, IntRange]) -> dict
         "macs": macs,
         "bops": macs * w_bits * a_bits,
         "weight_bytes": -(-params * w_bits // 8),
-        "in_shape": list(shape_of(data)),
-        "out_shape": list(out),
+        "in_shape": _four_axes(shape_of(data)),
+        "out_shape": _four_axes(out),
     }
 
 
 def _activation_bits(values: IntRange) -> int:
     return 4 if values.bits <= 4 else 8
+
+
+def _four_axes(shape: tuple[int, ...]) -> list[int]:
+    """A shape as [N, C, H, W], as libraries state it for linear layers too."""
+    return [*shape, 1, 1][:4]
 
 
 def _product(shape: tuple[int, ...]) -> int:

@@ -52,16 +52,16 @@ def tool(capfd: pytest.CaptureFixture[str]) -> Tool:
 
 @pytest.fixture(scope="session")
 def pt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ``.pt2`` of a quantized 3-to-5-class network for 8x9 images, with a transform and names."""
+    """A ``.pt2`` of a small quantized network for 8x9 images, with a transform and class names."""
     torch = pytest.importorskip("torch")
-    from tests.cli.networks import quantized_network
+    from tests.cli.networks import Network
     from tests.frontend.graphs import export
     from tvm_q4.quantize import save_program
 
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("model") / "small.pt2"
     facts = {"name": "small", "transform": "cifar10", "classes": ["a", "b", "c", "d", "e"]}
-    save_program(export(quantized_network(), 1, 3, 8, 9), path, facts)
+    save_program(export(Network(), 1, 3, 8, 9), path, facts)
     return path
 
 

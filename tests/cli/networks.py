@@ -5,28 +5,41 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tests.frontend.graphs import Lambda, Q, fake_quantized
+from tests.frontend.graphs import Q, fake_quantized
 
 
-def quantized_weight(weight: Tensor, bits: int) -> Tensor:
-    """Per-channel fake quantization of a weight, as PT2E writes it."""
-    top = 2 ** (bits - 1) - 1
-    scales = weight.flatten(1).abs().amax(1) / top
-    zeros = torch.zeros_like(scales, dtype=torch.int64)
-    q = Q.quantize_per_channel(weight, scales, zeros, 0, -top, top, torch.int8)
-    return Q.dequantize_per_channel(q, scales, zeros, 0, -top, top, torch.int8)
+class Weight(nn.Module):
+    """An integer weight with one scale a channel, dequantized as PT2E writes it."""
+
+    def __init__(self, bits: int, *shape: int) -> None:
+        super().__init__()
+        self.top = 2 ** (bits - 1) - 1
+        self.register_buffer("q", torch.randint(-self.top, self.top + 1, shape, dtype=torch.int8))
+        self.register_buffer("scale", torch.rand(shape[0]) * 0.05 + 0.01)
+        self.register_buffer("zero", torch.zeros(shape[0], dtype=torch.int64))
+
+    def forward(self) -> Tensor:
+        """The dequantized weight."""
+        top = self.top
+        return Q.dequantize_per_channel(self.q, self.scale, self.zero, 0, -top, top, torch.int8)
 
 
-def quantized_network() -> nn.Module:
-    """A 4-bit convolution, ReLU, average pool and an 8-bit linear layer."""
+class Network(nn.Module):
+    """A 4-bit convolution, ReLU, average pool and an 8-bit linear layer with 5 classes.
 
-    def forward(self: nn.Module, x: Tensor) -> Tensor:
+    With `float_head`, the linear layer's input is not quantized, so that it stays float.
+    """
+
+    def __init__(self, float_head: bool = False) -> None:
+        super().__init__()
+        self.float_head = float_head
+        self.conv, self.fc = Weight(4, 8, 3, 3, 3), Weight(8, 5, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [N, 5] of images [N, 3, H, W]."""
         x = fake_quantized(x, 0.03, -128, 127)
-        x = nn.functional.conv2d(
-            x, quantized_weight(self.conv.weight, 4), self.conv.bias, padding=1
-        )
+        x = nn.functional.conv2d(x, self.conv(), padding=1)
         x = fake_quantized(nn.functional.relu(x), 0.1, 0, 15)
-        x = fake_quantized(x.mean((2, 3)), 0.02, 0, 255)
-        return nn.functional.linear(x, quantized_weight(self.fc.weight, 8), self.fc.bias)
-
-    return Lambda(forward, conv=nn.Conv2d(3, 8, 3), fc=nn.Linear(8, 5))
+        x = nn.functional.adaptive_avg_pool2d(x, 1).flatten(1)
+        x = x if self.float_head else fake_quantized(x, 0.02, 0, 255)
+        return nn.functional.linear(x, self.fc())

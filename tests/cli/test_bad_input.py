@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -106,11 +105,9 @@ def test_an_output_that_is_a_folder(tool: Tool, out: Path, pt2: Path) -> None:
     assert_nothing_in(out / "x.so")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write everywhere")
-def test_an_output_folder_without_write_permission(tool: Tool, out: Path, pt2: Path) -> None:
-    out.chmod(0o500)
-    assert "cannot be written" in tool("compile", pt2, "-o", out / "x.so").refused()
-    assert_nothing_in(out)
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs Linux's /proc")
+def test_an_output_folder_that_takes_no_files(tool: Tool, pt2: Path) -> None:
+    assert "cannot be written" in tool("compile", pt2, "-o", "/proc/self/x.so").refused()
 
 
 def test_a_failed_compile_keeps_the_old_library(tool: Tool, out: Path) -> None:

@@ -128,6 +128,7 @@ def test_interrupts_end_without_a_traceback(
     assert capsys.readouterr().err.strip() == "error: interrupted"
 
 
+@pytest.mark.filterwarnings("ignore:not shown")
 def test_warnings_follow_success_and_are_dropped_with_bad_input(
     fake_doctor: Fake, capsys: pytest.CaptureFixture[str]
 ) -> None:

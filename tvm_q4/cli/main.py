@@ -70,7 +70,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _run(args: list[str]) -> int:
     try:
-        code: Any = cli.main(args=args, prog_name="tvm-q4", standalone_mode=False)
+        code = _invoke(args)
         sys.stdout.flush()
     except (KeyboardInterrupt, click.exceptions.Abort):
         return _fail("interrupted", INTERRUPTED)
@@ -89,6 +89,15 @@ def _run(args: list[str]) -> int:
         return _fail(_unexpected(error), BAD_INPUT)
     log.flush(True)
     return code if isinstance(code, int) else 0
+
+
+def _invoke(args: list[str]) -> Any:
+    """Parse and run; unlike click's own ``main``, this leaves errors and broken pipes alone."""
+    try:
+        with cli.make_context("tvm-q4", args) as ctx:
+            return cli.invoke(ctx)
+    except click.exceptions.Exit as done:  # --help and --version
+        return done.exit_code
 
 
 def _fail(message: str, code: int) -> int:
