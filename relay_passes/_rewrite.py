@@ -125,7 +125,8 @@ class MainRewriter:
             result = self.emit(result, "result")
         out = relax.Var(str(getattr(self.main.body.body, "name", "result")), result.ty)
         block = relax.DataflowBlock(_live([*self._bindings, relax.VarBinding(out, result)]))
-        func = relax.Function(params, relax.SeqExpr([block], out), out.ty)
+        body = self._builder.normalize(relax.SeqExpr([block], out))
+        func = relax.Function(params, body, out.ty)
         new = self.mod.clone()
         new.update_func(new.get_global_var("main"), func.with_attrs(dict(self.main.attrs)))
         return new

@@ -197,7 +197,8 @@ def _moved_constant(binding: relax.VarBinding, x: Constant) -> Constant | None:
         k: None if v is None else move(call, np.broadcast_to(v, x.values.shape))
         for k, v in arrays.items()
     }
-    return Constant(origin=binding, shape=shape_of(call), range=x.range, **moved)
+    # The origin stays the dequantization, whose name tells a layer's name.
+    return Constant(origin=x.origin, shape=shape_of(call), range=x.range, **moved)
 
 
 def concat(pass_: QdqRewriter, binding: relax.VarBinding) -> Real | None:
