@@ -113,7 +113,7 @@ class Comparison:
             }
 
     def report(self, end_at_mismatch: bool) -> dict[str, Any]:
-        """``bit_exact``, ``layers``, ``output`` and ``first_mismatch``, as `verify` returns them."""
+        """``bit_exact``, ``layers``, ``output``, ``first_mismatch``: what `verify` returns."""
         demanded = [d for name, d in self._exact.items() if name not in self._boundaries]
         exact = bool(demanded) and all(d.exact for d in demanded)
         rows = [self._row(name) for name in self._names]

@@ -260,11 +260,11 @@ def load_npz(path: str | Path, *names: str) -> dict[str, NDArray]:
         If the file is missing, damaged, no ``.npz``, or holds Python objects.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if isinstance(file, np.ndarray):
-                raise InputError(
-                    f"data '{path}' is a single array; an .npz with x (and y) is needed"
-                )
+        opened = np.load(path, allow_pickle=False)
+        if isinstance(opened, np.ndarray):
+            msg = f"data '{path}' is a single array; an .npz with x (and y) is needed"
+            raise InputError(msg)
+        with opened as file:
             return {name: file[name] for name in names if name in file.files}
     except FileNotFoundError:
         raise InputError(f"data '{path}' does not exist") from None
