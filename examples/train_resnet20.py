@@ -23,15 +23,17 @@ from tvm_q4.models.resnet_cifar import resnet20
 from tvm_q4.quantize import convert, prepare_qat, save_program
 
 FLOAT = Recipe(epochs=24, peak_lr=0.3)
+_QAT = {"warmup": 0.1, "weight_decay": 5e-5, "batch": 64, "bf16": False}
 QAT = {
-    "uniform8": Recipe(2, peak_lr=0.002, warmup=0.1, weight_decay=5e-5, batch=64, bf16=False),
-    "uniform4": Recipe(6, peak_lr=0.01, warmup=0.1, weight_decay=5e-5, batch=64),
+    "uniform8": Recipe(1, 2e-4, images_per_epoch=25_000, **_QAT),
+    "uniform4": Recipe(4, 3e-4, images_per_epoch=25_000, **_QAT),
 }
 FILES = {
     "float": "resnet20_float.pt2",
     "uniform8": "resnet20_w8a8.pt2",
     "uniform4": "resnet20_w4a4.pt2",
 }
+EXAMPLE = (torch.zeros(2, 3, 32, 32),)
 METADATA = {"name": "resnet20", "transform": "cifar10", "classes": list(CLASSES)}
 
 
@@ -49,10 +51,9 @@ def train_float(train: Split, out: Path, seed: int) -> nn.Module:
     torch.manual_seed(seed)
     model = resnet20().train().to(memory_format=torch.channels_last)
     Trainer(model, train, FLOAT, out / "float.pt", seed).run()
-    model.eval()
-    example = normalise(train.x[:2])
+    model.eval().to(memory_format=torch.contiguous_format)
     batch = torch.export.Dim("batch", min=1)
-    program = torch.export.export(model, (example,), dynamic_shapes=({0: batch},))
+    program = torch.export.export(model, EXAMPLE, dynamic_shapes=({0: batch},))
     save_program(program, out / FILES["float"], METADATA)
     return model
 
@@ -71,9 +72,9 @@ def train_quantized(train: Split, out: Path, config: str, seed: int) -> nn.Modul
     parent = resnet20().to(memory_format=torch.channels_last).eval()
     parent.load_state_dict(torch.load(out / "float.pt", weights_only=True)["model"])
     batches = [normalise(train.x[i : i + 250]) for i in range(0, 1000, 250)]
-    model = prepare_qat(parent, (batches[0],), batches, config)
+    model = prepare_qat(parent, EXAMPLE, batches, config)
     Trainer(model, train, QAT[config], out / f"{config}.pt", seed).run()
-    program = convert(model, (batches[0],))
+    program = convert(model, EXAMPLE)
     save_program(program, out / FILES[config], METADATA)
     return program.module()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
@@ -35,7 +36,7 @@ def name_constants(module: GraphModule) -> None:
 def _rename(module: GraphModule, node: Node, name: str) -> None:
     """Store the constant that `node` reads as buffer `name` and let `node` read that."""
     assert isinstance(node.target, str)
-    value = _read(module, node.target).detach()
+    value = _read(module, node.target).detach().clone(memory_format=torch.contiguous_format)
     path, _, attribute = name.rpartition(".")
     owner: nn.Module = module
     for part in filter(None, path.split(".")):

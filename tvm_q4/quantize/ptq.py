@@ -154,13 +154,13 @@ def convert(prepared: GraphModule, example_inputs: tuple[Tensor, ...]) -> Export
     prepared : GraphModule
         From `prepare_qat`, or from PT2E's ``prepare_pt2e`` with a `Q4Quantizer`.
     example_inputs : tuple of Tensor
-        As in `quantize_ptq`.
+        As in `quantize_ptq`. A program file stores its example, so zeros of that shape are used.
     """
     move_exported_model_to_eval(prepared)
     converted = convert_pt2e(prepared)
     _remove_dropout(converted)
     name_constants(converted)
-    return export(converted, example_inputs)
+    return export(converted, tuple(torch.zeros_like(x) for x in example_inputs))
 
 
 def _remove_dropout(module: GraphModule) -> None:
