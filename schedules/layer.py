@@ -199,7 +199,7 @@ def _normal(call: relax.Call, name: str, array: np.ndarray) -> np.ndarray:
         raise UnsupportedError(msg)
     if array.shape[2:] == (1, 1):
         return array.ravel()
-    return np.broadcast_to(array, (1, array.shape[1], *(int(d) for d in call.ty.shape[2:])))
+    return np.broadcast_to(array, (1, array.shape[1], *(int(d) for d in list(call.ty.shape)[2:])))
 
 
 def declared_range(kind: str, attrs: dict[str, Any], dtype: str, operand: IntRange | None) -> IntRange | None:
