@@ -49,6 +49,12 @@ def tensor_name(binding: relax.VarBinding) -> str:
     return str(binding.var.name)
 
 
+def layer_name(weight: str, layer: relax.VarBinding) -> str:
+    """Name of a layer: its weight's (``<layer>.weight.dq``), else that of its own tensor."""
+    suffix = ".weight.dq"
+    return weight.removesuffix(suffix) if weight.endswith(suffix) else tensor_name(layer)
+
+
 def variables(expr: relax.Expr) -> Iterator[relax.Var]:
     """Variables that an expression reads, with repeats, in order."""
     if isinstance(expr, relax.Var):
@@ -108,15 +114,14 @@ class MainRewriter:
     def __init__(self, mod: tvm.IRModule) -> None:
         self.mod = mod
         self.main = mod["main"]
-        self.env: dict[relax.Var, Any] = {}
+        self.params = [relax.Var(p.name, p.ty) for p in self.main.params]
+        self.env: dict[relax.Var, Any] = dict(zip(self.main.params, self.params, strict=True))
         self.definitions: dict[relax.Var, relax.Expr] = {}
         self._builder = relax.BlockBuilder()
         self._bindings: list[relax.VarBinding] = []
 
     def run(self) -> tvm.IRModule:
         """The module with the new ``main``; other functions and attributes are kept."""
-        params = [relax.Var(p.name, p.ty) for p in self.main.params]
-        self.env.update(zip(self.main.params, params, strict=True))
         for binding in dataflow_bindings(self.main):
             self.env[binding.var] = self.visit(binding)
             self.definitions[binding.var] = binding.value
@@ -126,7 +131,7 @@ class MainRewriter:
         out = relax.Var(str(getattr(self.main.body.body, "name", "result")), result.ty)
         block = relax.DataflowBlock(_live([*self._bindings, relax.VarBinding(out, result)]))
         body = self._builder.normalize(relax.SeqExpr([block], out))
-        func = relax.Function(params, body, out.ty)
+        func = relax.Function(self.params, body, out.ty)
         new = self.mod.clone()
         new.update_func(new.get_global_var("main"), func.with_attrs(dict(self.main.attrs)))
         return new

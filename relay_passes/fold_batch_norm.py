@@ -19,7 +19,14 @@ from tvm_q4 import ops
 from tvm_q4.errors import NumericsError
 from tvm_q4.meta import with_meta
 from tvm_q4.quant import INT32_MAX, INT32_MIN
-from tvm_q4.relay_passes._rewrite import MainRewriter, has_op, op_name, tensor_name, use_counts
+from tvm_q4.relay_passes._rewrite import (
+    MainRewriter,
+    has_op,
+    layer_name,
+    op_name,
+    tensor_name,
+    use_counts,
+)
 
 logger = logging.getLogger(__name__)
 Array = NDArray[np.float64]
@@ -74,7 +81,9 @@ class _Folder(MainRewriter):
             raise _Unfoldable("no convolution stands before it")
         self._single(x, x)
         binding = relax.VarBinding(x, conv)
-        return _Site(binding, bias.reshape(-1), norm, tensor_name(binding))
+        weight = self._made(conv.args[1])
+        made_by = str(weight.attrs["name"]) if ops.is_q4(weight) else ""
+        return _Site(binding, bias.reshape(-1), norm, layer_name(made_by, binding))
 
     def _made(self, expr: relax.Expr) -> relax.Expr | None:
         return self.definitions.get(expr) if isinstance(expr, relax.Var) else expr

@@ -23,11 +23,13 @@ class _Folder(MainRewriter):
     def __init__(self, mod: tvm.IRModule) -> None:
         super().__init__(mod)
         self.names = Names(names_in(mod))
-        self.ranges: dict[relax.Expr, IntRange] = {}
         self.calls: dict[relax.Expr, relax.Call] = {}
         self.uses: dict[relax.Expr, int] = {}
         self.changed = False
         self._old_ranges = value_ranges(mod)
+        self.ranges: dict[relax.Expr, IntRange] = {
+            new: self._old_ranges[old] for old, new in self.env.items() if old in self._old_ranges
+        }
         self._old_uses = use_counts(self.main)
 
     def visit(self, binding: relax.VarBinding) -> relax.Expr:

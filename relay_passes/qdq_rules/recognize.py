@@ -16,7 +16,7 @@ from tvm import relax
 from tvm_q4 import ops
 from tvm_q4.quant import IntRange
 from tvm_q4.reference_ops.movement import MOVEMENT_OPS
-from tvm_q4.relay_passes._rewrite import op_name, shape_of, tensor_name
+from tvm_q4.relay_passes._rewrite import layer_name, op_name, shape_of, tensor_name
 from tvm_q4.relay_passes.qdq_rules.movement import MOVEMENTS, is_supported
 from tvm_q4.relay_passes.qdq_rules.pooling import average, global_average, max_pool
 from tvm_q4.relay_passes.qdq_rules.real import (
@@ -70,12 +70,6 @@ def dequantize(pass_: QdqRewriter, binding: relax.VarBinding) -> Real | None:
     return Tensor(var=var, zero_point=z, bound=bound, name=name, **common)
 
 
-def _layer_name(weight: Constant, binding: relax.VarBinding) -> str:
-    made_by = tensor_name(weight.origin)
-    suffix = ".weight.dq"
-    return made_by.removesuffix(suffix) if made_by.endswith(suffix) else tensor_name(binding)
-
-
 def _integer_weight(weight: Constant) -> tuple[NDArray[np.int8], NDArray[np.float64], int] | None:
     """int8 weights, one scale an output channel, declared bits; None without such a form."""
     if weight.scale is None or weight.zero_point is None or weight.range is None:
@@ -106,7 +100,7 @@ def _linear(
     return Linear(
         origin=binding, shape=shape_of(binding.value), kind=kind, x=x, weight=values,
         weight_scale=scale, weight_bits=bits, bias=np.zeros(len(values)),
-        name=_layer_name(weight, binding), attrs=attrs,
+        name=layer_name(tensor_name(weight.origin), binding), attrs=attrs,
     )  # fmt: skip
 
 
