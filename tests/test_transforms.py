@@ -57,6 +57,7 @@ def test_short_side_256_then_centre(source, resized, top, left):
     assert np.array_equal(IMAGENET(image, (224, 224)), _normalised(crop))
 
 
+@pytest.mark.slow
 def test_torchvision_gives_the_same():
     pytest.importorskip("torch")
     from tvm_q4.frontend.zoo import torchvision_models
