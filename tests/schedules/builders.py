@@ -156,6 +156,7 @@ def lower(mod: tvm.IRModule, target: Target, rules: list[ScheduleRule] | None = 
 class Batch:
     """Kernels of many small modules, compiled at once and run one by one.
 
+    Layers of one signature and one set of parameters share a kernel, across modules too.
     Each kernel gets its inputs from the reference executor's trace, in the layout that it asks for
     and with noise in every padded channel; each of its outputs is compared with the trace.
     """
@@ -173,9 +174,8 @@ class Batch:
         lowered = lower(mod, self.target, rules)
         self.modules[name], self.lowered[name] = mod, lowered
         for call in _computing(lowered):
-            symbol = f"{name}_{call.kernel}"
-            func = lowered.mod[call.kernel].with_attr("global_symbol", symbol)
-            self._functions[symbol] = func
+            func, symbol = lowered.mod[call.kernel], _symbol(call)
+            self._functions.setdefault(symbol, func.with_attr("global_symbol", symbol))
         return lowered
 
     def check(self, name: str, *inputs: NDArray) -> None:
@@ -187,7 +187,7 @@ class Batch:
         for x in inputs:
             tensors = {"input": x, "x": x} | reference.trace(x)
             for call in _computing(self.lowered[name]):
-                _check_call(self._compiled[f"{name}_{call.kernel}"], call, tensors, self.target)
+                _check_call(self._compiled[_symbol(call)], call, tensors, self.target)
 
 
 def check(
@@ -201,6 +201,11 @@ def check(
     lowered = batch.add("one", mod, rules)
     batch.check("one", *inputs)
     return lowered
+
+
+def _symbol(call: LoweredCall) -> str:
+    """Name of a kernel within a batch: calls of one signature and parameters share it."""
+    return "_".join([call.kernel, *map(str, call.choice.params.values())])
 
 
 def _computing(lowered: Lowered) -> list[LoweredCall]:
