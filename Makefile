@@ -42,7 +42,7 @@ test-slow: $(VENV)/.test
 	$(PY) -m pytest -m "slow or not slow" $(PYTEST_ARGS)
 
 bench: $(VENV)/.test
-	$(PY) -m benchmarks
+	$(PY) benchmarks/cpu_resnet.py
 
 lint: $(VENV)/.test
 	$(PY) -m ruff check .

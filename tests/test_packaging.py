@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import importlib
+import json
 import os
 import pkgutil
 import re
@@ -21,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SKIP_WITHOUT_SOURCE = pytest.mark.skipif(
     not (ROOT / "setup.cfg").is_file(), reason="runs outside the source tree"
 )
+CIFAR = "zoo:resnet20-cifar@uniform8"
 pytestmark = SKIP_WITHOUT_SOURCE
 
 
@@ -137,8 +139,16 @@ def bare_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return python
 
 
+@pytest.fixture(scope="module")
+def cifar_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A library compiled here, where torch is installed."""
+    pytest.importorskip("torch")
+    output = tmp_path_factory.mktemp("library") / "resnet20.so"
+    return tvm_q4.compile(CIFAR, output=output).path
+
+
 @pytest.mark.slow
-def test_the_base_install_runs_and_benches_a_library(
+def test_the_base_install_runs_benches_and_verifies_a_library(
     bare_python: Path, cifar_library: Path, tmp_path: Path
 ) -> None:
     missing = "import importlib.util as u; print([u.find_spec(n) for n in ('torch', 'xgboost')])"
@@ -149,6 +159,9 @@ def test_the_base_install_runs_and_benches_a_library(
     assert '"top"' in top
     assert '"median_ms"' in run(tool, "bench", cifar_library, "--json", cwd=tmp_path)
     assert '"metadata"' in run(tool, "inspect", cifar_library, "--json", cwd=tmp_path)
+    tvm_q4.inspect(CIFAR, recipe=tmp_path / "recipe")
+    verified = run(tool, "verify", cifar_library, tmp_path / "recipe", "--json", cwd=tmp_path)
+    assert json.loads(verified)["bit_exact"] is True
 
 
 @pytest.mark.slow

@@ -127,7 +127,7 @@ def fused_ratios(
         ``m1``, ``m2`` and the common shift ``e``. A shift below 1, or a multiplier beyond int32,
         cannot be used in the fused form; the caller checks and falls back to ``two_sided``.
     """
-    r1, r2 = np.broadcast_arrays(np.atleast_1d(np.float64(lhs)), np.atleast_1d(np.float64(rhs)))
+    r1, r2 = np.broadcast_arrays(*(np.atleast_1d(np.asarray(r, np.float64)) for r in (lhs, rhs)))
     m1, m2, shift = [], [], []
     for i, (a, b) in enumerate(zip(r1.tolist(), r2.tolist(), strict=True)):
         e1 = dyadic(a, f"{where} channel {i}")[1]
