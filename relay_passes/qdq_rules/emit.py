@@ -46,6 +46,7 @@ class IntegerWriter:
         self.rewriter = rewriter
         self.names = names
         self.two_sided: list[dict[str, str]] = []
+        self._exact: dict[Real, Tensor | None] = {}
 
     def emit(self, call: relax.Call) -> relax.Var:
         """Bind a q4 call."""
@@ -65,10 +66,13 @@ class IntegerWriter:
         """Integer tensor that holds exactly `real`, written if it is not yet, or None."""
         if isinstance(real, Tensor):
             return real
+        if real not in self._exact:
+            self._exact[real] = self._written_exact(real)
+        return self._exact[real]
+
+    def _written_exact(self, real: Real) -> Tensor | None:
         if isinstance(real, Linear):
-            if real.tensor is None:
-                real.tensor = accumulator(real, self)
-            return real.tensor
+            return accumulator(real, self)
         if isinstance(real, Clip):
             return self._exact_clip(real)
         if isinstance(real, MaxPool):
@@ -154,10 +158,10 @@ class IntegerWriter:
         self, real: MaxPool | Movement | Concat, q: Quantizer, name: str | None
     ) -> relax.Var | None:
         """Pool or move on the narrower side: before the requantization or after it."""
-        x = self.exact(real) if self.width(real) <= q.range.bits else None
+        parts = real.parts if isinstance(real, Concat) else [real.x]
+        x = self.exact(real) if self._is_narrower(real, parts, q) else None
         if x is not None:
             return self.requantize(x, q, name)
-        parts = real.parts if isinstance(real, Concat) else [real.x]
         inner = name if isinstance(real, Movement) and keeps_elements(real) else None
         moved = [self.quantize(p, q, inner) for p in parts]
         if any(m is None for m in moved):
@@ -168,6 +172,16 @@ class IntegerWriter:
         if isinstance(real, MaxPool):
             return self.emit(ops.max_pool2d(moved[0], name=name, **real.attrs))
         return self.emit(ops.concat(moved, name=name, axis=real.axis))
+
+    def _is_narrower(self, real: Real, parts: list[Real], q: Quantizer) -> bool:
+        """Whether `real` is better pooled or moved as it is than after its requantization.
+
+        Where `q` changes nothing, it is not, so that the quantizer's name goes to the result.
+        """
+        if self.width(real) > q.range.bits:
+            return False
+        tensors = [self.exact(p) for p in parts]
+        return not all(t is not None and _is_identity(t, q) for t in tensors)
 
     def requantize(self, x: Tensor, q: Quantizer, name: str | None) -> relax.Var:
         """``q4.requantize`` of a tensor, or the tensor itself where nothing would change."""

@@ -104,8 +104,7 @@ class Linear(Real):
     """A convolution or linear layer of a quantized tensor with integer weights, and its bias.
 
     ``kind`` is ``conv2d`` or ``dense``; `weight` is int8 OIHW or OI with `weight_scale` [O];
-    `bias` is float64 [O]; `attrs` are the convolution's windows; `tensor` is the accumulator once
-    it is written.
+    `bias` is float64 [O]; `attrs` are the convolution's windows.
     """
 
     kind: str
@@ -116,7 +115,6 @@ class Linear(Real):
     bias: Scale
     name: str
     attrs: dict[str, Any]
-    tensor: Tensor | None = None
 
 
 @dataclass(eq=False, kw_only=True)

@@ -178,7 +178,7 @@ def test_tensors_read_elsewhere_keep_their_operator() -> None:
 
 
 def test_a_folded_identity_counts_as_a_reader_of_its_input() -> None:
-    """`a` is read by `c` through the identity `b`, and by `d`: the clamp `c` may not take its place."""
+    """`a` is read by `c` through the identity `b`, and by `d`: `c` may not take its place."""
 
     def build(g, x):
         a = first(g, x)

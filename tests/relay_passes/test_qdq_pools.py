@@ -139,3 +139,31 @@ def test_padding_is_filled_with_the_zero_point() -> None:
     assert op_names(mod)[1:3] == ["relax.nn.pad", "q4.requantize"]
     (pad,) = (b.value for b in mod["main"].body.blocks[0].bindings if "pad" in str(b.value)[:12])
     assert float(pad.attrs.pad_value) == Z_IN
+
+
+def test_a_pool_under_the_same_quantizer_takes_its_name() -> None:
+    """PT2E shares a quantizer across a max-pool; the pooled tensor keeps the name of the second."""
+
+    def before(g, x):
+        a = g.qdq(x, "input", S_IN, zero=Z_IN)
+        p = g.qdq(g(relax.op.nn.max_pool2d(a, [2, 2])), "maxpool.out", S_IN, zero=Z_IN)
+        return g.qdq(g(relax.op.concat([p, p], 1)), "cat.out", S_IN, zero=Z_IN)
+
+    def expected(g, x):
+        q = g.q(x, "input", S_IN, zero=Z_IN)
+        p = g(
+            ops.max_pool2d(q, name="maxpool.out", pool_size=[2, 2], strides=[1, 1], padding=[0] * 4)
+        )
+        return g.dq(g(ops.concat([p, p], name="cat.out")), "cat.out", S_IN, zero=Z_IN)
+
+    check(graph(before), graph(expected))
+
+
+def test_a_pool_read_twice_is_written_once() -> None:
+    def build(g, x):
+        a = g.qdq(x, "input", S_IN)
+        p = g(relax.op.nn.max_pool2d(a, [3, 3], [1, 1], [1, 1]))
+        one, two = (g.conv(p, weights(RNG, (4, 3, 1, 1)), S_W, n) for n in ("conv1", "conv2"))
+        return g(relax.op.concat([g.qdq(one, "a", S_OUT), g.qdq(two, "b", S_OUT)], 1))
+
+    assert op_names(QdqToInteger(graph(build))).count("q4.max_pool2d") == 1
