@@ -108,7 +108,7 @@ def load_pt2_model(
     file = read_pt2(path)
     if require_quantized and not is_quantized(file.program):
         msg = f"'{path}' has no quantize nodes: it is a float model"
-        raise InputError(f"{msg}; quantize it first with: tvm-q4 quantize")
+        raise InputError(f"{msg}; quantize it first: see tvm_q4.quantize.quantize_ptq")
     known = {key: file.metadata[key] for key in ("transform", "classes") if file.metadata.get(key)}
     facts = {"sha256": file.sha256, **known}
     if file.torch_version:
