@@ -65,8 +65,7 @@ class _Grouper:
 
     def _place(self, i: int) -> None:
         direct = [j for j in self.operands[i] if j not in self.inlined and self.group[j] in self.open]
-        wide = [j for j in direct if str(self.bindings[j].var.ty.dtype) == "int32"]
-        for j in sorted(wide or direct, key=lambda j: self.group[j], reverse=True):
+        for j in sorted(direct, key=self._preference, reverse=True):
             g = self.group[j]
             others = {self.group[k] for k in self._sources(i)} - {g}
             if not any(self._reaches(o, g) for o in others):
@@ -74,6 +73,10 @@ class _Grouper:
                 self.needs[g] |= others
                 return
         self._start(i, accepts=True)
+
+    def _preference(self, j: int) -> tuple[bool, int]:
+        """Where to join: int32 operands, which would else be stored, then the latest group."""
+        return str(self.bindings[j].var.ty.dtype) == "int32", self.group[j]
 
     def _reaches(self, start: int, goal: int) -> bool:
         stack, seen = [start], set()
@@ -203,7 +206,8 @@ def _rebuild(mod: tvm.IRModule, grouper: _Grouper) -> tvm.IRModule:
             for g in grouper.order():
                 first = grouper.bindings[g].value
                 if g in grouper.open:
-                    emitter.group(members[g], [i for i in members[g] if i in escaping])
+                    if kept := [i for i in members[g] if i in escaping]:
+                        emitter.group(members[g], kept)
                 elif any(ops.is_q4(first, k) for k in _LEAVES):
                     emitter.group([g], [g])
                 else:
