@@ -62,9 +62,11 @@ def test_the_library_is_left_as_it_was(library):
     assert np.array_equal(library.run(x), tiny.expected(tiny.quantize(x)))
 
 
-@pytest.mark.parametrize("options", [{"warmup": -1}, {"repeats": 0}, {"min_ms": -1.0}])
+@pytest.mark.parametrize(
+    "options", [{"warmup": -1}, {"repeats": 0}, {"min_ms": -1.0}, {"threads": 0}]
+)
 def test_bad_options(library, options):
-    with pytest.raises(InputError, match="need at least"):
+    with pytest.raises(InputError, match="at least"):
         bench(library, **options)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tvm_q4.errors import InputError
-from tvm_q4.library import Library, load
+from tvm_q4.library import Library, load, set_threads
 from tvm_q4.sample_input import sample_input
 
 _NS = 1e-6  # milliseconds in a nanosecond
@@ -69,7 +69,9 @@ def bench(
     if warmup < 0 or repeats < 1 or min_ms < 0:
         msg = f"warmup {warmup}, repeats {repeats}, min_ms {min_ms}: need at least 0, 1 and 0"
         raise InputError(msg)
-    lib = library if isinstance(library, Library) else load(library, threads=threads)
+    if threads is not None:
+        set_threads(threads)
+    lib = library if isinstance(library, Library) else load(library)
     x = _input(lib, quantized, seed)
     function, tensor = lib.function(str(x.dtype)), lib.tensor(x)
     times = _time(lambda: function(tensor), warmup, repeats, min_ms)

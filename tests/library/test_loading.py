@@ -190,6 +190,8 @@ def test_bad_thread_counts(tiny_path, threads):
 
 def test_threads_before_the_pool_is_made(tiny_path):
     code = (
+        "import sys\n"
+        "sys.modules['torch'] = None  # tvm_ffi would import it, which takes seconds\n"
         "import tvm, tvm_q4\n"
         f"lib = tvm_q4.load({str(tiny_path)!r}, threads=3)\n"
         "assert tvm.runtime.num_threads() == 3\n"
