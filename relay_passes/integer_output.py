@@ -44,7 +44,8 @@ def IntegerOutput(mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRM
     accumulator = value.args[0]
     output = relax.Var("output", accumulator.ty)
     block = relax.DataflowBlock([*kept, relax.VarBinding(output, accumulator)])
-    func = relax.Function(list(main.params), relax.SeqExpr([block], output), accumulator.ty, attrs=main.attrs)
+    body = relax.BlockBuilder().normalize(relax.SeqExpr([block], output))
+    func = relax.Function(list(main.params), body, accumulator.ty, attrs=main.attrs)
     new = tvm.IRModule({"main": func}, attrs=mod.attrs)
     scale = ops.const_array(value.args[1]).ravel().tolist()
     zero = ops.const_array(value.args[2]).ravel().tolist()

@@ -1,0 +1,56 @@
+"""What users may write as a target."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from tvm.target.codegen import llvm_get_system_cpu
+from tvm_q4.errors import TargetError
+from tvm_q4.targets import parse_target
+
+
+@pytest.mark.parametrize("text", ["llvm", "  llvm\n"])
+def test_llvm_is_this_cpu(text: str) -> None:
+    target = parse_target(text)
+    assert target.kind.name == "llvm"
+    assert target.attrs["mcpu"] == llvm_get_system_cpu()
+    assert int(target.attrs["num-cores"]) >= 1
+
+
+def test_json() -> None:
+    target = parse_target('{"kind": "llvm", "mcpu": "cascadelake", "num-cores": 3}')
+    assert (target.attrs["mcpu"], int(target.attrs["num-cores"])) == ("cascadelake", 3)
+
+
+def test_json_without_a_cpu() -> None:
+    assert "mcpu" not in parse_target('{"kind": "llvm"}').attrs
+
+
+def test_json_of_another_architecture() -> None:
+    text = json.dumps({"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a72"})
+    assert parse_target(text).attrs["mcpu"] == "cortex-a72"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nvidia/nvidia-t4", "this version has CPU kernels only"),
+        ("cuda:sm_75,sm_80", "this version has CPU kernels only"),
+        ("llvn", "does not exist"),
+        ("", "does not exist"),
+        ("{'kind': 'llvm'}", "is not valid JSON"),
+        ('{"kind": "llvm", "mcpu": 3}', "is not a TVM target"),
+        ('{"kind": "warp-drive"}', "is not a TVM target"),
+        ('{"mcpu": "znver4"}', "is not a TVM target"),
+        ('{"kind": "cuda", "arch": "sm_75"}', "of kind 'cuda', for which there are no kernels"),
+        ("c", "of kind 'c', for which there are no kernels"),
+        ('{"kind": "llvm", "mcpu": "pentium9000"}', "LLVM knows no CPU 'pentium9000'"),
+        ('{"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "znver4"}', "LLVM knows no CPU"),
+    ],
+)
+def test_errors_are_one_line(text: str, message: str) -> None:
+    with pytest.raises(TargetError, match=message) as caught:
+        parse_target(text)
+    assert "\n" not in str(caught.value)
+    assert repr(text.strip()) in str(caught.value)
