@@ -6,6 +6,7 @@ import tvm
 from tvm import relax
 
 from tvm_q4 import ops
+from tvm_q4.quant import IntRange
 from tvm_q4.relay_passes._rewrite import (
     dataflow_bindings,
     dtype_of,
@@ -53,8 +54,11 @@ def _is_float(binding: relax.VarBinding) -> bool:
 def _reason(call: relax.Call, made: dict[relax.Var, relax.Expr]) -> str:
     name = op_name(call)
     quantized = all(_is_dequantized(made.get(v)) for v in variables(call))
+    if name in _LAYERS and quantized:
+        wide = any(_bits(made[v]) > 8 for v in variables(call))
+        return f"its {'input has more than 8 bits' if wide else 'weight is not quantized'}"
     if name in _LAYERS:
-        return "its weight is not quantized" if quantized else "its input is not quantized"
+        return "its input is not quantized"
     if name == "relax.nn.batch_norm":
         return "it could not be folded into a convolution"
     if name in _NEEDS_INPUT and not quantized:
@@ -65,5 +69,8 @@ def _reason(call: relax.Call, made: dict[relax.Var, relax.Expr]) -> str:
 
 
 def _is_dequantized(value: relax.Expr | None) -> bool:
-    """Whether a tensor is dequantized integers, possibly reshaped."""
     return value is not None and ops.is_q4(value, "dequantize")
+
+
+def _bits(dequantize: relax.Call) -> int:
+    return IntRange(int(dequantize.attrs["qmin"]), int(dequantize.attrs["qmax"])).bits

@@ -144,7 +144,7 @@ class IntegerWriter:
             return (
                 None
                 if lhs is None or rhs is None
-                else emit_add(self, lhs, rhs, q, self._name(name, "add"))
+                else emit_add(self, lhs, rhs, q, self._name(name, tensor_name(real.origin)))
             )
         if isinstance(real, (MaxPool, Movement, Concat)):
             return self._quantize_moved(real, q, name)

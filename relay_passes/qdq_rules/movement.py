@@ -82,14 +82,16 @@ def _applied(call: relax.Call, x: relax.Var, fill: int) -> relax.Call:
 
 def _moved_scale(call: relax.Call, x: Tensor, shape: tuple[int, ...]) -> NDArray[np.float64] | None:
     """Scales of the moved tensor; None where they cannot be told apart by channel or position."""
+    moved: NDArray[np.float64] | None
     if x.uniform:
         return x.scale.reshape([1] * len(shape))
     if op_name(call) in RESHAPES:
         moved = _reshaped_scale(x, shape)
     elif op_name(call) == "relax.permute_dims":
-        moved = np.transpose(
-            x.scale, None if call.attrs.axes is None else ops.ints(call.attrs.axes)
-        )
+        axes = None if call.attrs.axes is None else ops.ints(call.attrs.axes)
+        moved = np.transpose(x.scale, axes)
+        # Scales that leave the channel axis have no form as multipliers.
+        moved = moved if moved.size == moved.shape[1] else None
     elif op_name(call) == "relax.strided_slice":
         moved = _sliced(x.scale, call)
     else:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from tvm import relax
 
 from tvm_q4 import ops
+from tvm_q4.errors import UnsupportedError
 from tvm_q4.quant import INT32_MAX, INT32_MIN, IntRange
 from tvm_q4.reference_ops.windows import window_counts
 from tvm_q4.relay_passes._rewrite import op_name, shape_of, tensor_name
@@ -51,6 +52,12 @@ def max_pool(pass_: QdqRewriter, binding: relax.VarBinding) -> Real | None:
     x, windows = pass_.operand(binding.value.args[0]), _windows(binding.value)
     if not isinstance(x, Real) or isinstance(x, Constant) or windows is None:
         return None
+    if not _positions(binding.value, windows, include_pad=False).all():
+        msg = (
+            f"{op_name(binding.value)} {tensor_name(binding)!r}: a window of "
+            f"{windows['pool_size']} with padding {windows['padding']} holds padding alone; use less padding"
+        )
+        raise UnsupportedError(msg)
     return MaxPool(origin=binding, shape=shape_of(binding.value), x=x, attrs=windows)
 
 
@@ -134,17 +141,14 @@ def _sum(
     )  # fmt: skip
 
 
+def _positions(call: relax.Call, windows: dict[str, Any], include_pad: bool) -> NDArray[np.int64]:
+    """Positions [OH, OW] of each window inside the input, or also in its stated padding."""
+    w = {"dilation": [1, 1], **windows}
+    geometry = (w["pool_size"], w["strides"], w["padding"], w["dilation"], _output(call, w))
+    return window_counts(shape_of(call.args[0])[2:], *geometry, include_pad=include_pad)
+
+
 def _counts(call: relax.Call, windows: dict[str, Any], include: bool) -> NDArray[np.int64]:
     """Counted positions of each window, [1, 1, OH, OW], or [1, 1, 1, 1] if all have as many."""
-    size, out = shape_of(call.args[0])[2:], _output(call, {**windows, "dilation": [1, 1]})
-    counts = window_counts(
-        size,
-        windows["pool_size"],
-        windows["strides"],
-        windows["padding"],
-        [1, 1],
-        out,
-        include_pad=include,
-    )
-    counts = counts[None, None]
+    counts = _positions(call, windows, include)[None, None]
     return counts[:, :, :1, :1] if (counts == counts.flat[0]).all() else counts

@@ -61,7 +61,9 @@ def dequantize(pass_: QdqRewriter, binding: relax.VarBinding) -> Real | None:
         if str(a["form"]) != "multiply":
             return None
         return Constant(values=ops.const_array(call.args[0]), zero_point=zero_point, **common)
-    if (zero_point != zero_point.flat[0]).any() or not isinstance(call.args[0], relax.Var):
+    one_zero = (zero_point == zero_point.flat[0]).all()
+    by_channel = scale.size == 1 or axis % rank == 1
+    if not one_zero or not by_channel or not isinstance(call.args[0], relax.Var):
         return None
     z = int(zero_point.flat[0])
     var = pass_.resolve(call.args[0])

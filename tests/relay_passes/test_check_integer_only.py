@@ -36,6 +36,10 @@ CASES = {
         lambda g, x: g.qdq(g(relax.op.nn.conv2d(g.qdq(x, "input", 0.1), FLOAT_W)), "out", 0.1),
         [("relax.nn.conv2d", "its weight is not quantized")],
     ),
+    "wide": (
+        lambda g, x: g.qdq(g.conv(g.qdq(x, "input", 0.1, bits=16), W, 0.01, "conv1"), "out", 0.1),
+        [("relax.nn.conv2d", "its input has more than 8 bits")],
+    ),
     "result": (
         lambda g, x: g.relu(g.conv(g.qdq(x, "input", 0.1), W, 0.01, "conv1")),
         [("relax.nn.relu", "its result is not quantized")],

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from tvm import relax
 
 from tests.relay_passes.builders import (
+    constants,
     float_ops,
     graph,
     named,
@@ -25,6 +27,7 @@ from tests.relay_passes.example_layer import (
     requantized,
 )
 from tvm_q4 import ops
+from tvm_q4.errors import UnsupportedError
 from tvm_q4.quant import dyadic_array
 from tvm_q4.relay_passes.qdq_to_integer import QdqToInteger
 
@@ -167,3 +170,44 @@ def test_a_pool_read_twice_is_written_once() -> None:
         return g(relax.op.concat([g.qdq(one, "a", S_OUT), g.qdq(two, "b", S_OUT)], 1))
 
     assert op_names(QdqToInteger(graph(build))).count("q4.max_pool2d") == 1
+
+
+def test_window_of_padding_alone_is_an_error() -> None:
+    def build(g, x):
+        p = relax.op.nn.max_pool2d(g.qdq(x, "input", S_IN), [1, 1], [1, 1], [1, 1])
+        return g.qdq(g(p), "out", S_OUT)
+
+    with pytest.raises(UnsupportedError, match="padding alone"):
+        QdqToInteger(graph(build))
+
+
+def test_pool_of_a_sum_quantizes_the_sum_first() -> None:
+    def build(g, x):
+        a = g.qdq(x, "input", S_IN, zero=Z_IN)
+        c = g.conv(a, W[:3], S_W[:3], "conv1", padding=1)
+        total = g.relu(g(relax.op.add(c, a)))
+        return g.qdq(g(relax.op.nn.max_pool2d(total, [2, 2])), "out", S_OUT, signed=False)
+
+    mod = QdqToInteger(graph(build))
+    assert op_names(mod)[1:4] == ["q4.conv2d", "q4.add", "q4.max_pool2d"]
+    assert float_ops(mod) == []
+
+
+def test_channels_moved_elsewhere_keep_their_scales_only_as_channels() -> None:
+    """Logits of a 1x1 convolution: reshaped they stay integer, permuted they are float before."""
+    w = weights(RNG, (5, 3, 1, 1))
+    scale = np.linspace(0.01, 0.02, 5)
+
+    def build(move):
+        def inner(g, x):
+            pooled = g(relax.op.nn.avg_pool2d(g.qdq(x, "input", S_IN), [6, 5]))
+            q = g.qdq(pooled, "pool", S_IN)
+            return g(move(g.conv(q, w, scale, "head")))
+
+        return QdqToInteger(graph(inner, (2, 3, 6, 5)))
+
+    flat = build(lambda c: relax.op.reshape(c, [2, 5]))
+    assert op_names(flat)[-2:] == ["relax.reshape", "q4.dequantize"]
+    np.testing.assert_array_equal(constants(flat, "head.dq")[0], S_IN * scale)
+    permuted = build(lambda c: relax.op.permute_dims(c, [0, 2, 3, 1]))
+    assert op_names(permuted)[-2:] == ["q4.dequantize", "relax.permute_dims"]
