@@ -55,7 +55,8 @@ def max_pool(pass_: QdqRewriter, binding: relax.VarBinding) -> Real | None:
     if not _positions(binding.value, windows, include_pad=False).all():
         msg = (
             f"{op_name(binding.value)} {tensor_name(binding)!r}: a window of "
-            f"{windows['pool_size']} with padding {windows['padding']} holds padding alone; use less padding"
+            f"{windows['pool_size']} with padding {windows['padding']} holds padding alone; "
+            "use less padding"
         )
         raise UnsupportedError(msg)
     return MaxPool(origin=binding, shape=shape_of(binding.value), x=x, attrs=windows)
