@@ -1,4 +1,20 @@
-"""The pipeline from an imported model to an integer module, on one screen."""
+"""The whole way of a module from import to code generation, on one screen.
+
+===========  ====================================================================================
+stage        phases
+===========  ====================================================================================
+qdq          what a frontend made: float operators between q4.quantize and q4.dequantize
+integer      `INTEGER_PHASES`: q4 operators on integers, proved not to overflow
+fused        ``FuseEpilogue``: each anchor with its epilogue is one private function
+kernels      ``lower_to_tir``: each such function is a TensorIR kernel of a schedule rule
+calls        `CALL_PHASES`: TVM lowers what stays float and makes every tensor explicit
+memory       ``PlanMemory``: every tensor has its place in one arena
+vm           `VM_PHASES`: instructions of TVM's virtual machine
+===========  ====================================================================================
+
+TVM's default Relax pipeline is not used: its memory plan gives tensors storages of their own, and
+its fusion expects functions that are not scheduled yet.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +22,18 @@ from pathlib import Path
 
 import tvm
 from tvm import relax
+from tvm.target import Target
 
 from tvm_q4.errors import InputError
 from tvm_q4.relay_passes.check_overflow import CheckOverflow
 from tvm_q4.relay_passes.fold_batch_norm import FoldBatchNorm
 from tvm_q4.relay_passes.fold_requantize import FoldRequantize
 from tvm_q4.relay_passes.fold_weight_quantize import FoldWeightQuantize
+from tvm_q4.relay_passes.fuse_epilogue import FuseEpilogue
+from tvm_q4.relay_passes.lower_to_tir import Lowered, Tuned, lower_to_tir
+from tvm_q4.relay_passes.plan_memory import ARENA_ATTR, PlanMemory
 from tvm_q4.relay_passes.qdq_to_integer import QdqToInteger
+from tvm_q4.schedules.rule import ScheduleRule
 
 INTEGER_PHASES = (
     ("fold-weight-quantize", FoldWeightQuantize),
@@ -22,6 +43,18 @@ INTEGER_PHASES = (
     ("check-overflow", CheckOverflow),
 )
 """Name and pass of each phase. Weights are folded first: batch norms then find integers."""
+
+_T = relax.transform
+CALL_PHASES = (_T.LegalizeOps, _T.ToNonDataflow, _T.RemovePurityChecking, _T.CallTIRRewrite)
+VM_PHASES = (
+    _T.LowerAllocTensor,
+    _T.KillAfterLastUse,
+    _T.LowerRuntimeBuiltin,
+    _T.ComputePrimValue,
+    _T.VMShapeLower,
+    _T.AttachGlobalSymbol,
+)
+_FUSED, _KERNELS, _MEMORY = (len(INTEGER_PHASES) + i for i in (1, 2, 3))
 
 
 def dump_phase(directory: Path, number: int, name: str) -> tvm.transform.Pass:
@@ -79,3 +112,47 @@ def to_integer(mod: tvm.IRModule, *, dump_dir: str | Path | None = None) -> tvm.
         If `dump_dir` cannot be written.
     """
     return integer_pipeline(dump_dir)(mod)
+
+
+def _dump(mod: tvm.IRModule, dump_dir: str | Path | None, number: int, name: str) -> None:
+    if dump_dir is not None:
+        dump_phase(Path(dump_dir), number, name)(mod)
+
+
+def to_fused(mod: tvm.IRModule, *, dump_dir: str | Path | None = None) -> tvm.IRModule:
+    """Bring a module from stage "integer" to stage "fused"."""
+    fused = FuseEpilogue(mod)
+    _dump(fused, dump_dir, _FUSED, "fuse-epilogue")
+    return fused
+
+
+def to_kernels(
+    mod: tvm.IRModule,
+    target: Target,
+    rules: list[ScheduleRule],
+    tuned: Tuned,
+    *,
+    dump_dir: str | Path | None = None,
+) -> Lowered:
+    """Bring a fused module to stage "kernels"; see `lower_to_tir`."""
+    lowered = lower_to_tir(mod, target, rules, tuned)
+    _dump(lowered.mod, dump_dir, _KERNELS, "lower-to-tir")
+    return lowered
+
+
+def to_vm(
+    mod: tvm.IRModule, target: Target, *, dump_dir: str | Path | None = None
+) -> tuple[tvm.IRModule, int]:
+    """Bring a module of stage "kernels" to the virtual machine.
+
+    Returns
+    -------
+    tuple of IRModule and int
+        The module, ready for ``relax.build`` without a pipeline, and the bytes of planned memory.
+    """
+    with target:
+        mod = tvm.transform.Sequential([phase() for phase in CALL_PHASES])(mod)
+        mod = PlanMemory(mod)
+        _dump(mod, dump_dir, _MEMORY, "plan-memory")
+        planned = int(mod.attrs[ARENA_ATTR])
+        return tvm.transform.Sequential([phase() for phase in VM_PHASES])(mod), planned

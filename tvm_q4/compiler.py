@@ -18,9 +18,7 @@ from tvm_q4.metadata import build_metadata
 from tvm_q4.model_hash import model_hash
 from tvm_q4.relay_passes.check_integer_only import check_integer_only
 from tvm_q4.relay_passes.integer_output import IntegerOutput
-from tvm_q4.relay_passes.lower_to_tir import lower_to_tir
-from tvm_q4.relay_passes.lower_pipeline import lower_relax, to_fused
-from tvm_q4.relay_passes.pipeline import to_integer
+from tvm_q4.relay_passes.pipeline import to_fused, to_integer, to_kernels, to_vm
 from tvm_q4.schedules.cpu import RULES
 from tvm_q4.targets import parse_target
 
@@ -104,24 +102,34 @@ def compile_model(
     from tvm_q4.library import check_writable, export_library, load
 
     if tuning_log or strict_log:
-        raise InputError("tuning logs cannot be read in this version; compile without --tuning-log and --strict-log")
+        raise InputError(
+            "tuning logs cannot be read in this version; compile without --tuning-log and --strict-log"
+        )
     if output is not None:
         check_writable(output)
     resolved = parse_target(target) if isinstance(target, str) else target
     mod = _load(model, batch, image_size, seed)
     compiled = compile_module(mod, resolved, Options(require_integer_only, integer_output, dump_ir))
-    path = Path(output) if output is not None else Path(tempfile.mkdtemp(prefix="tvm_q4_")) / "library.so"
+    path = (
+        Path(output)
+        if output is not None
+        else Path(tempfile.mkdtemp(prefix="tvm_q4_")) / "library.so"
+    )
     export_library(compiled.executable, compiled.metadata, path)
     return load(path)
 
 
-def _load(model: Any, batch: int | None, image_size: tuple[int, int] | None, seed: int) -> tvm.IRModule:
+def _load(
+    model: Any, batch: int | None, image_size: tuple[int, int] | None, seed: int
+) -> tvm.IRModule:
     if isinstance(model, tvm.IRModule):
         return model
     if isinstance(model, (str, Path)):
         from tvm_q4.frontend import load_model
 
-        return load_model(model, batch=batch, image_size=image_size, seed=seed, require_quantized=True)
+        return load_model(
+            model, batch=batch, image_size=image_size, seed=seed, require_quantized=True
+        )
     from tvm_q4.frontend.torch_export import import_exported
 
     return import_exported(model, batch=batch, image_size=image_size)
@@ -142,11 +150,15 @@ def compile_module(mod: tvm.IRModule, target: Target, options: Options = _DEFAUL
     float_ops = check_integer_only(integer)
     _report_float(float_ops, options.require_integer_only)
     fused = to_fused(integer, dump_dir=options.dump_ir)
-    lowered = lower_to_tir(fused, target, list(RULES), lambda _signature: None)
-    vm_module, arena = lower_relax(lowered.mod, target, dump_dir=options.dump_ir)
+    lowered = to_kernels(fused, target, list(RULES), _no_record, dump_dir=options.dump_ir)
+    vm_module, arena = to_vm(lowered.mod, target, dump_dir=options.dump_ir)
     executable = relax.build(vm_module, target=target, relax_pipeline=tvm.transform.Sequential([]))
     facts = {"sha256": digest, "arena_bytes": arena, "float_ops": float_ops}
     return Compiled(executable, build_metadata(integer, fused, lowered, target, facts))
+
+
+def _no_record(_signature: str) -> None:
+    """Tuning records of a signature: there are none in this version."""
 
 
 def _report_float(float_ops: list[dict[str, Any]], forbidden: bool) -> None:
@@ -155,5 +167,7 @@ def _report_float(float_ops: list[dict[str, Any]], forbidden: bool) -> None:
     first = float_ops[0]
     text = f"{len(float_ops)} operators stay float, first {first['op']} at {first['name']!r} ({first['reason']})"
     if forbidden:
-        raise UnsupportedError(f"the model is not integer only: {text}; quantize them or drop --require-integer-only")
+        raise UnsupportedError(
+            f"the model is not integer only: {text}; quantize them or drop --require-integer-only"
+        )
     logger.warning("%s", text)

@@ -14,7 +14,7 @@ from tests.schedules.builders import module as integer_module
 from tvm import relax
 from tvm_q4 import ops
 from tvm_q4.relay_passes._rewrite import dataflow_bindings, op_name, variables
-from tvm_q4.relay_passes.lower_pipeline import TO_CALLS
+from tvm_q4.relay_passes.pipeline import CALL_PHASES
 from tvm_q4.relay_passes.plan_memory import (
     ALIGNMENT,
     ARENA_ATTR,
@@ -91,7 +91,7 @@ def _called(mod: tvm.IRModule) -> tvm.IRModule:
     """A lowered module whose calls have their result tensors allocated."""
     lowered = lower(mod, cpu("x86-64")).mod
     with cpu("x86-64"):
-        return tvm.transform.Sequential([make() for make in TO_CALLS])(lowered)
+        return tvm.transform.Sequential([make() for make in CALL_PHASES])(lowered)
 
 
 def _allocations(func: relax.Function, name: str) -> list[relax.VarBinding]:

@@ -23,8 +23,8 @@ from tvm_q4.meta import with_meta
 from tvm_q4.quant import IntRange
 from tvm_q4.reference import ReferenceExecutor
 from tvm_q4.relay_passes.fuse_epilogue import FuseEpilogue
-from tvm_q4.relay_passes.lower_pipeline import lower_relax
 from tvm_q4.relay_passes.lower_to_tir import Lowered, LoweredCall, lower_to_tir
+from tvm_q4.relay_passes.pipeline import to_vm
 from tvm_q4.schedules.cpu import RULES
 from tvm_q4.schedules.cpu.conv2d import DirectConv2d
 from tvm_q4.schedules.layer import Layer, Tensor
@@ -286,7 +286,7 @@ def build(mod: tvm.IRModule, target: Target | None = None) -> Built:
     target = target or host()
     require_host(target)
     lowered = lower(mod, target)
-    planned, arena = lower_relax(lowered.mod, target)
+    planned, arena = to_vm(lowered.mod, target)
     empty = tvm.transform.Sequential([])
     return Built(lowered, relax.build(planned, target=target, relax_pipeline=empty), arena)
 
