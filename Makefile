@@ -11,13 +11,11 @@ PYTEST_ARGS ?=
 
 help:
 	@echo "make demo       compile, verify and time the shipped ResNet-20 models"
-	@echo "make test       run the tests, about $(TEST_TIME)"
+	@echo "make test       run the tests"
 	@echo "make test-slow  run the slow tests too"
 	@echo "make bench      compare with ONNX Runtime in one run"
 	@echo "make lint       ruff and mypy"
 	@echo "make wheel      build a wheel into dist/"
-
-TEST_TIME := 5 minutes after the install
 
 $(PY):
 	$(PYTHON) -m venv $(VENV)

@@ -61,7 +61,8 @@ def process(bits: str, model: Path, out: Path) -> dict[str, Any]:
     start = time.perf_counter()
     library = tvm_q4.compile(model, target="llvm", output=out / f"{model.stem}.so")
     seconds = time.perf_counter() - start
-    console.print(f"{bits}: compiled {model.name} to {library.path} in {seconds:.1f} s")
+    where = os.path.relpath(library.path)
+    console.print(f"{bits}: compiled {model.name} to {where} in {seconds:.1f} s")
 
     data = open_data(IMAGES, library.input, transform=library.metadata["input"]["transform"])
     images, labels = data.read(0, data.count), data.labels
