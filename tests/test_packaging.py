@@ -76,6 +76,12 @@ def test_all_is_every_extra_but_bench_and_dev(config: configparser.ConfigParser)
     assert set(names[1].split(",")) == set(extras) - {"bench", "dev"}
 
 
+def test_the_readme_has_the_install_line_that_ci_runs(config: configparser.ConfigParser) -> None:
+    found = re.findall(r'^    pip install -e "\.\[(.*)\]"$', (ROOT / "README.md").read_text(), re.M)
+    assert len(found) == 1
+    assert set(found[0].split(",")) <= set(config["options.extras_require"])
+
+
 def test_no_module_has_the_name_of_a_public_function() -> None:
     modules = {m.name for m in pkgutil.iter_modules(tvm_q4.__path__)}
     assert modules & set(tvm_q4.__all__) == set()
