@@ -50,13 +50,15 @@ def _anchor_of(func: relax.Function) -> tuple[dict[str, Any], relax.Var] | None:
 
 
 def _is_quantize(mod: tvm.IRModule, value: relax.Expr) -> bool:
-    """Whether a value is a quantize's result: its kernel alone can write fewer channels than a vector."""
+    """Whether a value is quantized here: only that kernel writes less than a vector of channels."""
     if not isinstance(value, relax.Call) or not isinstance(value.op, relax.GlobalVar):
         return False
     return ops.is_q4(dataflow_bindings(mod[value.op])[0].value, "quantize")
 
 
-def _read_by_group(needs: dict[relax.Var, _Needs], func: relax.Function, args: list[relax.Var]) -> None:
+def _read_by_group(
+    needs: dict[relax.Var, _Needs], func: relax.Function, args: list[relax.Var]
+) -> None:
     anchor = _anchor_of(func)
     reads = [v for b in dataflow_bindings(func) for v in variables(b.value)]
     for param, arg in zip(func.params, args, strict=True):
@@ -64,7 +66,9 @@ def _read_by_group(needs: dict[relax.Var, _Needs], func: relax.Function, args: l
             needs[arg].narrow_channels = False
             continue
         attrs = anchor[0]
-        needs[arg].halo = [max(a, b) for a, b in zip(needs[arg].halo, attrs["padding"], strict=True)]
+        needs[arg].halo = [
+            max(a, b) for a, b in zip(needs[arg].halo, attrs["padding"], strict=True)
+        ]
         alone = reads.count(param) == 1
         needs[arg].narrow_channels &= alone and attrs["weight_bits"] == 8 and attrs["groups"] == 1
         if any(attrs["padding"]):

@@ -1,4 +1,4 @@
-"""FuseEpilogue: group each convolution, linear or pooling operator with what follows it element by element.
+"""FuseEpilogue: group each anchor (convolution, linear, pool) with the element-wise ops after it.
 
 A group becomes a private Relax function (attribute ``q4.fused``) whose body is still q4 operators,
 so the reference executor runs the fused module as it runs the unfused one. Its int32 accumulator
@@ -26,7 +26,9 @@ class _Grouper:
     def __init__(self, bindings: list[relax.VarBinding]) -> None:
         self.bindings = bindings
         self.index = {b.var: i for i, b in enumerate(bindings)}
-        self.operands = [[self.index[v] for v in variables(b.value) if v in self.index] for b in bindings]
+        self.operands = [
+            [self.index[v] for v in variables(b.value) if v in self.index] for b in bindings
+        ]
         self.group: dict[int, int] = {}
         self.inlined: set[int] = set()
         self.needs: dict[int, set[int]] = {}
@@ -64,7 +66,9 @@ class _Grouper:
             self.open.add(i)
 
     def _place(self, i: int) -> None:
-        direct = [j for j in self.operands[i] if j not in self.inlined and self.group[j] in self.open]
+        direct = [
+            j for j in self.operands[i] if j not in self.inlined and self.group[j] in self.open
+        ]
         for j in sorted(direct, key=self._preference, reverse=True):
             g = self.group[j]
             others = {self.group[k] for k in self._sources(i)} - {g}
@@ -120,7 +124,7 @@ def _escaping(grouper: _Grouper, result: relax.Expr) -> set[int]:
 
 
 def _forced(bindings: list[relax.VarBinding], result: relax.Expr) -> set[int]:
-    """Widening requantizes that must be stored: read by something that is no elementwise q4 operator."""
+    """Widening requantizes that must be stored: not only element-wise q4 operators read them."""
     index = {b.var: i for i, b in enumerate(bindings)}
     out = {index[v] for v in variables(result) if v in index}
     for b in bindings:
@@ -145,14 +149,18 @@ class _Emitter:
         binding = self.grouper.bindings[i]
         value = self.outside(binding.value)
         alias = isinstance(value, relax.Var)
-        self.env[binding.var] = value if alias else self.builder.emit(value, name_hint=binding.var.name)
+        self.env[binding.var] = (
+            value if alias else self.builder.emit(value, name_hint=binding.var.name)
+        )
 
     def group(self, members: list[int], escaping: list[int]) -> None:
         g = self.grouper
         members = self._with_inlined(members)
         inside = {g.bindings[i].var for i in members}
         external = list(
-            dict.fromkeys(v for i in members for v in variables(g.bindings[i].value) if v not in inside)
+            dict.fromkeys(
+                v for i in members for v in variables(g.bindings[i].value) if v not in inside
+            )
         )
         func = self._function(members, external, escaping)
         anchor = ops.attrs_of(g.bindings[members[0]].value)["name"]
@@ -175,7 +183,9 @@ class _Emitter:
             return members[:1] + sorted(set(members[1:]) | extra)
         return sorted(set(members) | extra)
 
-    def _function(self, members: list[int], external: list[relax.Var], escaping: list[int]) -> relax.Function:
+    def _function(
+        self, members: list[int], external: list[relax.Var], escaping: list[int]
+    ) -> relax.Function:
         g = self.grouper
         inner = relax.BlockBuilder()
         params = {v: relax.Var(v.name, v.ty) for v in external}
@@ -220,7 +230,7 @@ def _rebuild(mod: tvm.IRModule, grouper: _Grouper) -> tvm.IRModule:
 
 @tvm.transform.module_pass(opt_level=0, name="FuseEpilogue")
 def FuseEpilogue(mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
-    """Group q4 operators of ``main`` into private functions; a module without any is returned as it is."""
+    """Group q4 operators of ``main`` into private functions; a module without any is unchanged."""
     bindings = dataflow_bindings(mod["main"])
     if not any(ops.is_q4(b.value) for b in bindings):
         return mod

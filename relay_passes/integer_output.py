@@ -1,7 +1,7 @@
 """IntegerOutput: return the last layer's int32 accumulators instead of float logits.
 
-The scales by which they would have been multiplied (or divided), and zero points, go into the module's facts, and so
-into a library's metadata.
+The scales by which they would have been multiplied (or divided), and zero points, go into the
+module's facts, and so into a library's metadata.
 """
 
 from __future__ import annotations
@@ -33,12 +33,14 @@ def IntegerOutput(mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRM
         result = values[result]
     value = values.get(result)
     if not isinstance(result.ty, relax.TensorType):
-        raise UnsupportedError("the model returns several tensors; tvm-q4 compiles models with one output")
+        raise UnsupportedError(
+            "the model returns several tensors; tvm-q4 compiles models with one output"
+        )
     if str(result.ty.dtype) != "float32":
         return mod
     if not ops.is_q4(value, "dequantize"):
         op = value.op.name if isinstance(value, relax.Call) else type(value).__name__
-        msg = f"the model's last operator is the float {op}; --integer-output needs an integer last layer"
+        msg = f"the last operator is the float {op}; --integer-output needs an integer last layer"
         raise UnsupportedError(msg)
     kept = [b for b in bindings if b.var not in {*aliases, result}]
     accumulator = value.args[0]
@@ -49,5 +51,9 @@ def IntegerOutput(mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRM
     new = tvm.IRModule({"main": func}, attrs=mod.attrs)
     scale = ops.const_array(value.args[1]).ravel().tolist()
     zero = ops.const_array(value.args[2]).ravel().tolist()
-    facts = {"output_scale": scale, "output_zero_point": zero, "output_scale_form": str(value.attrs["form"])}
+    facts = {
+        "output_scale": scale,
+        "output_zero_point": zero,
+        "output_scale_form": str(value.attrs["form"]),
+    }
     return with_meta(new, **facts)

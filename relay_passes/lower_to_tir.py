@@ -25,8 +25,9 @@ from tvm_q4.schedules.layer import Layer, Op, Tensor, layer_from_function
 from tvm_q4.schedules.layout import PLAIN, shape4
 from tvm_q4.schedules.rule import Choice, ScheduleRule, select
 from tvm_q4.schedules.signature import kernel_name, signature
+from tvm_q4.tuning_logs.records import Record
 
-Tuned = Callable[[str], dict[str, Any] | None]
+Tuned = Callable[[str], Record | None]
 
 
 @dataclass
@@ -51,7 +52,9 @@ class Lowered:
 class _Lowering:
     """Rewrites one function body; kernels and constants are shared through `kernels`."""
 
-    def __init__(self, mod: tvm.IRModule, target: Target, rules: list[ScheduleRule], tuned: Tuned) -> None:
+    def __init__(
+        self, mod: tvm.IRModule, target: Target, rules: list[ScheduleRule], tuned: Tuned
+    ) -> None:
         self.mod, self.target, self.rules, self.tuned = mod, target, rules, tuned
         self.placements = assign_layouts(mod)
         self.builder = relax.BlockBuilder()
@@ -69,7 +72,11 @@ class _Lowering:
         source = _input_quantize(self.mod) if quantized else None
         self.env, self.tensors, self.record = {}, {}, not quantized
         old = main.params[0]
-        ty = relax.TensorType(shape_of(source), str(source.ty.dtype)) if source is not None else old.ty
+        ty = (
+            relax.TensorType(shape_of(source), str(source.ty.dtype))
+            if source is not None
+            else old.ty
+        )
         param = relax.Var(old.name, ty)
         with self.builder.function(name, [param]):
             with self.builder.dataflow():
@@ -92,7 +99,9 @@ class _Lowering:
         self.env[var] = expr
         if isinstance(var.ty, relax.TensorType):
             shape = shape_of(var)
-            self.tensors[var] = Tensor(name, shape4(shape), str(var.ty.dtype), None, PLAIN, rank=len(shape))
+            self.tensors[var] = Tensor(
+                name, shape4(shape), str(var.ty.dtype), None, PLAIN, rank=len(shape)
+            )
 
     def _binding(self, var: relax.Var, value: relax.Expr) -> None:
         if isinstance(value, relax.Var):
@@ -101,12 +110,16 @@ class _Lowering:
                 self.tensors[var] = self.tensors[value]
         elif isinstance(value, relax.Call) and isinstance(value.op, relax.GlobalVar):
             self._group(var, value)
-        elif isinstance(value, relax.TupleGetItem) and isinstance(self.env[value.tuple_value], list):
+        elif isinstance(value, relax.TupleGetItem) and isinstance(
+            self.env[value.tuple_value], list
+        ):
             self.env[var], self.tensors[var] = self.env[value.tuple_value][value.index]
         elif any(v in self.placements for v in variables(value)):
             self._movement(var, value)
         else:
-            self._set_float(var, self.builder.emit(substitute(value, lambda v: self.env[v])), var.name)
+            self._set_float(
+                var, self.builder.emit(substitute(value, lambda v: self.env[v])), var.name
+            )
 
     def _group(self, var: relax.Var, call: relax.Call) -> None:
         func = self.mod[call.op]
@@ -149,7 +162,11 @@ class _Lowering:
                 self.result.weight_bytes[layer.name] = arrays[0].nbytes
         types = [relax.TensorType(t.physical_shape, t.dtype) for _, t in layer.outputs]
         call = self.builder.emit(
-            relax.op.call_tir(self.kernels[name], [*args, *self.constants[key]], types if len(types) > 1 else types[0])
+            relax.op.call_tir(
+                self.kernels[name],
+                [*args, *self.constants[key]],
+                types if len(types) > 1 else types[0],
+            )
         )
         if self.record:
             self.result.calls.append(LoweredCall(layer, text, name, choice))
@@ -161,12 +178,19 @@ class _Lowering:
         source = value.args[0] if isinstance(value, relax.Call) else None
         op = op_name(value) or type(value).__name__
         if source not in self.placements or var not in self.placements:
-            raise UnsupportedError(f"{op} reads or makes integer tensors ({var.name!r}) and has no kernel")
+            raise UnsupportedError(
+                f"{op} reads or makes integer tensors ({var.name!r}) and has no kernel"
+            )
         tensor, place = self.tensors[source], self.placements[var]
         if op in ("relax.reshape", "relax.flatten") and _is_alias(tensor, var, place):
             self.env[var] = self.env[source]
             self.tensors[var] = Tensor(
-                tensor.name, shape4(shape_of(var)), tensor.dtype, tensor.range, place.layout, place.fill
+                tensor.name,
+                shape4(shape_of(var)),
+                tensor.dtype,
+                tensor.range,
+                place.layout,
+                place.fill,
             )
             return
         attrs = _movement_attrs(op, value, tensor)
@@ -205,7 +229,9 @@ def _is_alias(tensor: Tensor, var: relax.Var, place: Placement) -> bool:
     return tensor.shape == new and tensor.layout == place.layout and tensor.shape[2:] == (1, 1)
 
 
-def _gather(name: str, attrs: dict[str, Any], source: Tensor, shape: tuple[int, ...], place: Placement) -> Layer:
+def _gather(
+    name: str, attrs: dict[str, Any], source: Tensor, shape: tuple[int, ...], place: Placement
+) -> Layer:
     assert source.range is not None
     constant = attrs.get("value", source.range.lo)
     values = IntRange(min(source.range.lo, constant), max(source.range.hi, constant))
@@ -280,7 +306,9 @@ def input_range(mod: tvm.IRModule, dtype: str) -> tuple[int, int]:
     raise AssertionError("no quantize on the input")
 
 
-def lower_to_tir(mod: tvm.IRModule, target: Target, rules: list[ScheduleRule], tuned: Tuned) -> Lowered:
+def lower_to_tir(
+    mod: tvm.IRModule, target: Target, rules: list[ScheduleRule], tuned: Tuned
+) -> Lowered:
     """Lower a fused module for `target`.
 
     Parameters
@@ -295,8 +323,8 @@ def lower_to_tir(mod: tvm.IRModule, target: Target, rules: list[ScheduleRule], t
     Returns
     -------
     Lowered
-        The module with ``main``, ``main_quantized`` (where ``main`` reads its float input through one
-        q4.quantize only), kernels, and untouched float operators.
+        The module with ``main``, ``main_quantized`` (where ``main`` reads its float input through
+        one q4.quantize only), kernels, and untouched float operators.
 
     Raises
     ------

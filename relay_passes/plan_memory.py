@@ -82,7 +82,10 @@ def _is_alloc(value: relax.Expr) -> bool:
 
 
 def _bytes(var: relax.Var) -> int:
-    return int(np.prod([int(d) for d in var.ty.shape], dtype=np.int64)) * np.dtype(str(var.ty.dtype)).itemsize
+    return (
+        int(np.prod([int(d) for d in var.ty.shape], dtype=np.int64))
+        * np.dtype(str(var.ty.dtype)).itemsize
+    )
 
 
 def _takes_offsets(mod: tvm.IRModule, value: relax.Expr) -> bool:
@@ -93,7 +96,9 @@ def _takes_offsets(mod: tvm.IRModule, value: relax.Expr) -> bool:
     return bool(callee.attrs) and KERNEL_ATTR in callee.attrs
 
 
-def _lifetimes(mod: tvm.IRModule, func: relax.Function) -> tuple[dict[relax.Var, Lifetime], list[relax.VarBinding]]:
+def _lifetimes(
+    mod: tvm.IRModule, func: relax.Function
+) -> tuple[dict[relax.Var, Lifetime], list[relax.VarBinding]]:
     """Allocations that do not leave the function, with the last statement that reaches them."""
     bindings = dataflow_bindings(func)
     roots: dict[relax.Var, set[relax.Var]] = {}
@@ -131,7 +136,9 @@ def _plan(mod: tvm.IRModule, func: relax.Function) -> tuple[relax.Function, int]
             value = substitute(b.value, lambda var: env.get(var, var))
             if b.var in lives:
                 t = lives[b.var]
-                storage, offset = (storages[0], t.offset) if t.in_arena else (storages[1 + t.offset], 0)
+                storage, offset = (
+                    (storages[0], t.offset) if t.in_arena else (storages[1 + t.offset], 0)
+                )
                 shape, dtype = b.value.args[0], str(b.var.ty.dtype)
                 value = relax.op.memory.alloc_tensor(storage, offset, shape, dtype)
             env[b.var] = builder.emit(value, name_hint=b.var.name)
@@ -145,7 +152,7 @@ def _storage(size: int) -> relax.Call:
 
 @tvm.transform.module_pass(opt_level=0, name="PlanMemory")
 def PlanMemory(mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
-    """Plan every Relax function; the module attribute ``q4.arena_bytes`` holds what the largest needs."""
+    """Plan every Relax function; the attribute ``q4.arena_bytes`` is what the largest one needs."""
     largest = 0
     functions = {}
     for gvar, func in mod.functions_items():

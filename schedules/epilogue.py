@@ -1,4 +1,4 @@
-"""Emit a layer's epilogue program on vectors: bias is in, what follows is requantize, add, dequantize.
+"""Emit a layer's epilogue on vectors: what follows the bias is requantize, add, dequantize.
 
 Multipliers, shifts and offsets are read from per-channel arrays; products are 64-bit except where
 the layer's bounds prove that 32 bits hold them (`Op.narrow`), with the same result.

@@ -70,12 +70,14 @@ class Kernel:
         self._params: dict[tuple[int, str], Any] = {}
         self._channels = round_up(layer.shape[1], LANES)
         for index, name, array in channel_params(layer):
-            self._params[index, name] = T.arg(f"{name}{index}", T.buffer(array.shape, str(array.dtype)))
+            self._params[index, name] = T.arg(
+                f"{name}{index}", T.buffer(array.shape, str(array.dtype))
+            )
         self.outputs = [self._argument(f"y{k}", t) for k, (_, t) in enumerate(layer.outputs)]
 
     @staticmethod
     def _argument(name: str, tensor: Tensor) -> Any:
-        # An arena tensor starts at an offset of its storage, which a buffer must be declared to take.
+        # An arena tensor starts at an offset of its storage: a buffer must be declared to take it.
         return T.arg(name, T.buffer(tensor.physical_shape, tensor.dtype, offset_factor=1))
 
     def param(self, index: int, name: str, c0: Any, position: Any = 0) -> Any:
@@ -112,7 +114,9 @@ class Kernel:
             else:
                 self._store_plain(buffer, tensor, values[index], n, h, w, c0)
 
-    def _store_plain(self, buffer: Any, tensor: Tensor, value: Any, n: Any, h: Any, w: Any, c0: Any) -> None:
+    def _store_plain(
+        self, buffer: Any, tensor: Tensor, value: Any, n: Any, h: Any, w: Any, c0: Any
+    ) -> None:
         """Store to a plain NCHW tensor, element by element, leaving out padded channels."""
         tile = T.alloc_buffer((LANES,), tensor.dtype, scope="local")
         lanes.store(tile, [0], value)

@@ -1,4 +1,4 @@
-"""TensorIR vectors of `LANES` elements: loads, stores and the rounding shifts of ``numerics.md``."""
+"""TensorIR vectors of `LANES` elements: loads, stores, the rounding shifts of ``numerics.md``."""
 
 from __future__ import annotations
 

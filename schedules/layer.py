@@ -69,7 +69,7 @@ class Tensor:
 
 @dataclass
 class Op:
-    """One q4 operator of a layer: what it reads, its attributes and constants, and its value's bounds."""
+    """One q4 operator: what it reads, its attributes and constants, its value's bounds."""
 
     kind: str
     name: str
@@ -88,7 +88,7 @@ class Op:
 
 @dataclass
 class Layer:
-    """A fused layer. ``ops[0]`` is the anchor where `anchor` is not None; `outputs` name op results."""
+    """A fused layer; ``ops[0]`` is the anchor if there is one, `outputs` are results of ops."""
 
     name: str
     ops: list[Op]
@@ -125,7 +125,9 @@ def _bounds_of_weights(op: Op, lo: int, hi: int) -> tuple[int, int]:
     return int((up * lo + down * hi + bias).min()), int((up * hi + down * lo + bias).max())
 
 
-def _scaled(bounds: tuple[int, int], zero: int, m: np.ndarray, e: np.ndarray) -> tuple[int, int, int]:
+def _scaled(
+    bounds: tuple[int, int], zero: int, m: np.ndarray, e: np.ndarray
+) -> tuple[int, int, int]:
     """Bounds of ``round((v - zero) * m / 2**e)`` and the largest absolute value on the way.
 
     That is the product plus rounding, or ``2**e`` itself, which rounding computes in the same type.
@@ -133,7 +135,9 @@ def _scaled(bounds: tuple[int, int], zero: int, m: np.ndarray, e: np.ndarray) ->
     lo, hi = bounds[0] - zero, bounds[1] - zero
     pairs = np.broadcast_arrays(*(a if a.ndim == 4 else a.reshape(1, -1, 1, 1) for a in (m, e)))
     m64, e64 = (a.astype(object).ravel() for a in pairs)
-    products = [(min(lo * a, hi * a), max(lo * a, hi * a), s) for a, s in zip(m64, e64, strict=True)]
+    products = [
+        (min(lo * a, hi * a), max(lo * a, hi * a), s) for a, s in zip(m64, e64, strict=True)
+    ]
     peak = max(max(max(abs(p), abs(q)) + ((1 << s) >> 1), 1 << s) for p, q, s in products)
     return min((p >> s) for p, _, s in products), max((q >> s) + 1 for _, q, s in products), peak
 
@@ -145,7 +149,9 @@ def _value_bounds(op: Op, args: list[tuple[int, int]]) -> tuple[tuple[int, int],
         zero = int(a["zero_point"])
         return _bounds_of_weights(op, min(args[0][0], zero), max(args[0][1], zero)), False
     if op.kind == "requantize":
-        lo, hi, peak = _scaled(args[0], a["in_zero_point"], op.params["multiplier"], op.params["shift"])
+        lo, hi, peak = _scaled(
+            args[0], a["in_zero_point"], op.params["multiplier"], op.params["shift"]
+        )
         off = op.params.get("offset", np.zeros(1, np.int32)).astype(np.int64)
         z = a["zero_point"]
         lo, hi = lo + z + min(0, int(off.min())), hi + z + max(0, int(off.max()))
@@ -153,8 +159,12 @@ def _value_bounds(op: Op, args: list[tuple[int, int]]) -> tuple[tuple[int, int],
         return (max(lo, a["lo"]), min(hi, a["hi"])), fits
     if op.kind == "add":
         p = op.params
-        l_lo, l_hi, l_peak = _scaled(args[0], a["lhs_zero_point"], p["lhs_multiplier"], p["lhs_shift"])
-        r_lo, r_hi, r_peak = _scaled(args[1], a["rhs_zero_point"], p["rhs_multiplier"], p["rhs_shift"])
+        l_lo, l_hi, l_peak = _scaled(
+            args[0], a["lhs_zero_point"], p["lhs_multiplier"], p["lhs_shift"]
+        )
+        r_lo, r_hi, r_peak = _scaled(
+            args[1], a["rhs_zero_point"], p["rhs_multiplier"], p["rhs_shift"]
+        )
         lo, hi = l_lo + r_lo + a["zero_point"] - 1, l_hi + r_hi + a["zero_point"] + 1
         fits = l_peak + r_peak <= INT32_MAX and lo >= INT32_MIN and hi <= INT32_MAX
         return (max(lo, a["lo"]), min(hi, a["hi"])), fits
@@ -184,8 +194,9 @@ def _check_scale(call: relax.Call, params: dict[str, np.ndarray]) -> None:
     along = scale.size == 1 or int(call.attrs["axis"]) % rank == 1
     if zero.size > 1 or not along:
         msg = (
-            f"{call.op.name} {call.attrs['name']!s} has {zero.size} zero point(s) and {scale.size} scale(s) "
-            f"on axis {int(call.attrs['axis'])}; give it one zero point and scales on axis 1"
+            f"{call.op.name} {call.attrs['name']!s} has {zero.size} zero point(s) and "
+            f"{scale.size} scale(s) on axis {int(call.attrs['axis'])}; "
+            "give it one zero point and scales on axis 1"
         )
         raise UnsupportedError(msg)
 
@@ -195,14 +206,17 @@ def _normal(call: relax.Call, name: str, array: np.ndarray) -> np.ndarray:
     if array.ndim < 4:
         return array.ravel()
     if array.shape[0] != 1:
-        msg = f"the {name} of {call.attrs['name']!s} has shape {list(array.shape)}: it differs by image"
+        shape = list(array.shape)
+        msg = f"the {name} of {call.attrs['name']!s} has shape {shape}: it differs by image"
         raise UnsupportedError(msg)
     if array.shape[2:] == (1, 1):
         return array.ravel()
     return np.broadcast_to(array, (1, array.shape[1], *(int(d) for d in list(call.ty.shape)[2:])))
 
 
-def declared_range(kind: str, attrs: dict[str, Any], dtype: str, operand: IntRange | None) -> IntRange | None:
+def declared_range(
+    kind: str, attrs: dict[str, Any], dtype: str, operand: IntRange | None
+) -> IntRange | None:
     """Value range that an operator declares for its result; None for float32."""
     if dtype == "float32":
         return None

@@ -1,8 +1,8 @@
 """Physical layouts of activation tensors between kernels.
 
-Integer tensors are NHWC with the channels padded to the vector width and, around each image, a halo
-that is filled with the tensor's zero point: a convolution reads its padding from there, so its inner
-loop has no bounds checks. Float tensors (the input, float islands, logits) stay plain NCHW.
+Integer tensors are NHWC with the channels padded to the vector width and, around each image, a
+halo that is filled with the tensor's zero point: a convolution reads its padding from there, so its
+inner loop has no bounds checks. Float tensors (the input, float islands, logits) stay plain NCHW.
 """
 
 from __future__ import annotations

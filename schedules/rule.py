@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from tvm import tirx
@@ -18,6 +17,7 @@ from tvm.target import Target
 from tvm_q4.errors import UnsupportedError
 from tvm_q4.schedules.kernel import channel_params
 from tvm_q4.schedules.layer import Layer
+from tvm_q4.tuning_logs.records import Record
 
 Params = dict[str, int | str]
 
@@ -62,7 +62,7 @@ class ScheduleRule(ABC):
 
 
 def select(
-    rules: list[ScheduleRule], layer: Layer, target: Target, tuned: dict[str, Any] | None = None
+    rules: list[ScheduleRule], layer: Layer, target: Target, tuned: Record | None = None
 ) -> Choice:
     """Pick tuned parameters where a record gives legal ones, else the best predicted.
 
@@ -72,8 +72,8 @@ def select(
         In order of preference; the last applies to anything.
     layer : Layer
     target : tvm.target.Target
-    tuned : dict, optional
-        ``{"rule": name, "params": {...}}`` from a tuning log.
+    tuned : Record, optional
+        The best record of the layer's signature in a tuning log.
 
     Raises
     ------
@@ -84,8 +84,8 @@ def select(
         if not rule.applies(layer, target):
             continue
         space = rule.space(layer, target)
-        if tuned and tuned["rule"] == rule.name and tuned["params"] in space:
-            return Choice(rule, tuned["params"], "measured")
+        if tuned and tuned.rule == rule.name and tuned.params in space:
+            return Choice(rule, tuned.params, "measured")
         if len(space) == 1:
             return Choice(rule, space[0], "fallback")
         return Choice(rule, min(space, key=lambda p: rule.predict(layer, target, p)), "predicted")

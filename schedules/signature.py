@@ -26,7 +26,9 @@ def _anchor(layer: Layer) -> str:
         head += f" k{_hw(a['pool_size'])} s{_hw(a['strides'])} p{','.join(map(str, a['padding']))}"
         head += f" d{_hw(a['dilation'])}{' ceil' if a['ceil_mode'] else ''}"
         if op.kind == "avg_pool2d":
-            head += f" {a['rounding']}{'' if a['count_include_pad'] else ' nopad'} z{a['zero_point']}"
+            head += (
+                f" {a['rounding']}{'' if a['count_include_pad'] else ' nopad'} z{a['zero_point']}"
+            )
     elif op.kind == "quantize":
         head += f" {a['form']} z{op.params['zero_point'].item()} [{a['qmin']},{a['qmax']}]"
         if a["form"] == "mul_div":

@@ -13,14 +13,16 @@ import tvm
 from tvm import relax
 from tvm.target import Target
 
-from tvm_q4.errors import InputError, UnsupportedError
+from tvm_q4.errors import CheckFailed, UnsupportedError
 from tvm_q4.metadata import build_metadata
 from tvm_q4.model_hash import model_hash
 from tvm_q4.relay_passes.check_integer_only import check_integer_only
 from tvm_q4.relay_passes.integer_output import IntegerOutput
+from tvm_q4.relay_passes.lower_to_tir import Lowered
 from tvm_q4.relay_passes.pipeline import to_fused, to_integer, to_kernels, to_vm
 from tvm_q4.schedules.cpu import RULES
-from tvm_q4.targets import parse_target
+from tvm_q4.targets import parse_target, target_arch
+from tvm_q4.tuning_logs.records import best_records
 
 if TYPE_CHECKING:
     from tvm_q4.library import Library
@@ -35,6 +37,8 @@ class Options:
     require_integer_only: bool = False
     integer_output: bool = False
     dump_ir: str | Path | None = None
+    tuning_log: tuple[str, ...] = ()
+    strict_log: bool = False
 
 
 _DEFAULTS = Options()
@@ -75,9 +79,10 @@ def compile_model(
     image_size : (int, int), optional
         Height and width; the model's own where None.
     tuning_log : sequence of paths
-        Tuning logs. Reading them is not in this version: anything but an empty sequence is an error.
+        Measured records; the fastest checked one of the same arch and layer signature decides a
+        layer's parameters, else the rule's prediction does.
     strict_log : bool
-        Demand a record for each layer; not in this version either.
+        Demand a record for every layer whose rule has parameters to choose.
     require_integer_only : bool
         Refuse a model in which anything but the input's quantize and the logits' scale stays float.
     integer_output : bool
@@ -101,15 +106,14 @@ def compile_model(
     """
     from tvm_q4.library import check_writable, export_library, load
 
-    if tuning_log or strict_log:
-        raise InputError(
-            "tuning logs cannot be read in this version; compile without --tuning-log and --strict-log"
-        )
     if output is not None:
         check_writable(output)
     resolved = parse_target(target) if isinstance(target, str) else target
     mod = _load(model, batch, image_size, seed)
-    compiled = compile_module(mod, resolved, Options(require_integer_only, integer_output, dump_ir))
+    options = Options(
+        require_integer_only, integer_output, dump_ir, tuple(map(str, tuning_log)), strict_log
+    )
+    compiled = compile_module(mod, resolved, options)
     path = (
         Path(output)
         if output is not None
@@ -142,7 +146,10 @@ def compile_module(mod: tvm.IRModule, target: Target, options: Options = _DEFAUL
     ------
     UnsupportedError
         If `require_integer_only` is asked for and an operator stays float.
+    CheckFailed
+        If `strict_log` is asked for and a layer has no record.
     """
+    records = best_records(options.tuning_log, target_arch(target))
     integer = to_integer(mod, dump_dir=options.dump_ir)
     digest = model_hash(integer)
     if options.integer_output:
@@ -150,22 +157,34 @@ def compile_module(mod: tvm.IRModule, target: Target, options: Options = _DEFAUL
     float_ops = check_integer_only(integer)
     _report_float(float_ops, options.require_integer_only)
     fused = to_fused(integer, dump_dir=options.dump_ir)
-    lowered = to_kernels(fused, target, list(RULES), _no_record, dump_dir=options.dump_ir)
+    lowered = to_kernels(fused, target, list(RULES), records.get, dump_dir=options.dump_ir)
+    if options.strict_log:
+        _check_strict(lowered, target)
     vm_module, arena = to_vm(lowered.mod, target, dump_dir=options.dump_ir)
     executable = relax.build(vm_module, target=target, relax_pipeline=tvm.transform.Sequential([]))
     facts = {"sha256": digest, "arena_bytes": arena, "float_ops": float_ops}
     return Compiled(executable, build_metadata(integer, fused, lowered, target, facts))
 
 
-def _no_record(_signature: str) -> None:
-    """Tuning records of a signature: there are none in this version."""
+def _check_strict(lowered: Lowered, target: Target) -> None:
+    """Demand that no parameter was chosen without a record."""
+    missing = [c for c in lowered.calls if c.choice.source == "predicted"]
+    arch = target_arch(target)
+    if missing:
+        msg = (
+            f"--strict-log: {len(missing)} of {len(lowered.calls)} layers have no checked record "
+            f"for {arch}, first {missing[0].layer.name!r} ({missing[0].signature}); tune the model "
+            "for this target, or drop --strict-log"
+        )
+        raise CheckFailed(msg)
 
 
 def _report_float(float_ops: list[dict[str, Any]], forbidden: bool) -> None:
     if not float_ops:
         return
     first = float_ops[0]
-    text = f"{len(float_ops)} operators stay float, first {first['op']} at {first['name']!r} ({first['reason']})"
+    place = f"{first['op']} at {first['name']!r} ({first['reason']})"
+    text = f"{len(float_ops)} operators stay float, first {place}"
     if forbidden:
         raise UnsupportedError(
             f"the model is not integer only: {text}; quantize them or drop --require-integer-only"

@@ -1,4 +1,4 @@
-"""The metadata of a library: what was compiled, how each layer runs, and where its numbers come from."""
+"""The metadata of a library: what was compiled, how each layer runs, what decided that."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ FORMAT, VERSION = "tvm-q4/library", 1
 
 
 def build_metadata(
-    integer: tvm.IRModule, fused: tvm.IRModule, lowered: Lowered, target: Target, facts: dict[str, Any]
+    integer: tvm.IRModule,
+    fused: tvm.IRModule,
+    lowered: Lowered,
+    target: Target,
+    facts: dict[str, Any],
 ) -> dict[str, Any]:
     """Metadata of one compiled library.
 

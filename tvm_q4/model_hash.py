@@ -15,8 +15,8 @@ from tvm_q4.relay_passes._rewrite import dataflow_bindings, op_name
 def model_hash(mod: tvm.IRModule) -> str:
     """SHA-256 over the operators, attributes and constants of an integer module, in order.
 
-    The batch does not enter: the same model compiled for another one has the same hash. Nor does the
-    image size, but through operators whose attributes follow it (a global average pool's window).
+    The batch does not enter: the same model compiled for another one has the same hash. Nor does
+    the image size, but through operators whose attributes follow it (a global pool's window).
     """
     digest = hashlib.sha256()
     numbers: dict[relax.Var, int] = {p: -1 for p in mod["main"].params}

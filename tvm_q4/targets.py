@@ -27,17 +27,29 @@ def parse_target(text: str) -> Target:
     """
     text = text.strip()
     if text == "llvm":
-        return Target({"kind": "llvm", "mcpu": llvm_get_system_cpu(), "num-cores": os.cpu_count() or 1})
+        cores = os.cpu_count() or 1
+        return Target({"kind": "llvm", "mcpu": llvm_get_system_cpu(), "num-cores": cores})
     if text.startswith(("cuda", "nvidia/")):
         raise TargetError(f"target {text!r}: this version has CPU kernels only; use --target llvm")
     target = _from_json(text) if text.startswith("{") else _from_tag(text)
     if target.kind.name != "llvm":
-        msg = f"target {text!r} is of kind {target.kind.name!r}, for which there are no kernels; use --target llvm"
+        kind = target.kind.name
+        msg = (
+            f"target {text!r} is of kind {kind!r}, for which there are no kernels; "
+            "use --target llvm"
+        )
         raise TargetError(msg)
     mcpu = str(target.attrs.get("mcpu", ""))
-    if mcpu and not llvm_is_valid_cpu(mcpu, str(target.attrs.get("mtriple", "")) or Target("llvm").attrs["mtriple"]):
-        raise TargetError(f"target {text!r}: LLVM knows no CPU {mcpu!r}; see `tvm-q4 doctor` for this one's name")
+    triple = str(target.attrs.get("mtriple", "")) or Target("llvm").attrs["mtriple"]
+    if mcpu and not llvm_is_valid_cpu(mcpu, triple):
+        hint = "see `tvm-q4 doctor` for this one's name"
+        raise TargetError(f"target {text!r}: LLVM knows no CPU {mcpu!r}; {hint}")
     return target
+
+
+def target_arch(target: Target) -> str:
+    """The name under which tuning records of a target are kept: a CPU's LLVM name, or ``sm_XX``."""
+    return str(target.attrs.get("mcpu") or target.attrs.get("arch") or "generic")
 
 
 def _from_json(text: str) -> Target:

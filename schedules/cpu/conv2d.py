@@ -1,9 +1,9 @@
 """Convolution and linear layers on CPUs: a register-tiled implicit GEMM with a fused epilogue.
 
 One tile is ``tile_h * tile_w`` pixels by ``blocks * 16`` output channels, accumulated in registers
-over the whole window and all input channels; the epilogue then turns it into the layer's outputs, so
-no int32 tensor reaches memory. Padding is read from the halo. Tiles at the end of a row are moved
-back to overlap the one before: they compute the same values again instead of needing a tail.
+over the whole window and all input channels; the epilogue then turns it into the layer's outputs,
+so no int32 tensor reaches memory. Padding is read from the halo. Tiles at the end of a row are
+moved back to overlap the one before: they compute the same values again and need no tail.
 """
 
 from __future__ import annotations
@@ -75,7 +75,11 @@ class DirectConv2d(ScheduleRule):
         spare = 2 if self._four_bit(layer, form) else 1
         out: list[Params] = []
         for tile_w, tile_h, blocks in itertools.product(_TILE_W, (1, 2, 4, 7), _BLOCKS):
-            fits = tile_w <= geometry.cols and tile_h <= geometry.rows and geometry.blocks % blocks == 0
+            fits = (
+                tile_w <= geometry.cols
+                and tile_h <= geometry.rows
+                and geometry.blocks % blocks == 0
+            )
             if not fits or tile_w * tile_h * blocks + spare * blocks > form.registers:
                 continue
             if blocks > 1 and not self._blocks_share_window(layer, blocks, form):
@@ -98,7 +102,7 @@ class DirectConv2d(ScheduleRule):
         return geometry.images * tiles * (geometry.blocks // blocks) * tile_cost
 
     def constants(self, layer: Layer, target: Target, params: Params) -> list[np.ndarray]:
-        """Packed weights, then per-channel arrays; the bias takes back a shift of the data by 128."""
+        """Packed weights, then per-channel arrays; the bias undoes a shift of the data by 128."""
         form = self._form(layer, target, params)
         packed = pack_weights(layer, int(params["blocks"]), form, self._four_bit(layer, form))
         arrays = [packed]
@@ -113,7 +117,11 @@ class DirectConv2d(ScheduleRule):
     def executes_as(self, layer: Layer, target: Target, params: Params) -> str:
         """Operand types and dot-product form, such as ``u8s8 vnni512``."""
         data = "s8" if layer.data.range is not None and layer.data.range.signed else "u8"
-        packed = " (4-bit weights unpacked in registers)" if layer.ops[0].attrs["weight_bits"] == 4 else ""
+        packed = (
+            " (4-bit weights unpacked in registers)"
+            if layer.ops[0].attrs["weight_bits"] == 4
+            else ""
+        )
         return f"{data}s8 {params['form']}{packed}"
 
     def schedule(self, layer: Layer, target: Target, params: Params, symbol: str) -> tirx.PrimFunc:
@@ -124,7 +132,7 @@ class DirectConv2d(ScheduleRule):
         return prim_func(symbol, lambda: emitter.emit(packed))
 
     def _form(self, layer: Layer, target: Target, params: Params) -> DotForm:
-        """The form that `params` name, else the best; without the nibble trick where it could overflow."""
+        """The form that `params` name, else the best; no nibble trick where it could overflow."""
         assert layer.data.range is not None
         op = layer.ops[0]
         forms = {f.name: f for f in dot_forms(target, layer.data.range, op.attrs["weight_bits"])}
@@ -137,7 +145,10 @@ class DirectConv2d(ScheduleRule):
     @staticmethod
     def _four_bit(layer: Layer, form: DotForm) -> bool:
         """Packed 4-bit weights, where two steps fit into a pixel's physical channels."""
-        return layer.ops[0].attrs["weight_bits"] == 4 and layer.data.layout.channels % (2 * form.width) == 0
+        return (
+            layer.ops[0].attrs["weight_bits"] == 4
+            and layer.data.layout.channels % (2 * form.width) == 0
+        )
 
     def _blocks_share_window(self, layer: Layer, blocks: int, form: DotForm) -> bool:
         step = form.width * (2 if self._four_bit(layer, form) else 1)
@@ -172,7 +183,9 @@ class _ConvEmitter:
             tile = fused // (g.images * row_tiles)
             image = fused // row_tiles % g.images
             row = _tile_start(fused % row_tiles, self.tile_h, g.rows)
-            acc = T.alloc_buffer((self.tile_h * self.tile_w * self.blocks * LANES,), "int32", scope="local")
+            acc = T.alloc_buffer(
+                (self.tile_h * self.tile_w * self.blocks * LANES,), "int32", scope="local"
+            )
             with T.serial(0, col_tiles) as col_tile:
                 col = _tile_start(col_tile, self.tile_w, g.cols)
                 self._accumulate(kernel, acc, tile, image, row, col)
@@ -181,7 +194,9 @@ class _ConvEmitter:
     def _pixels(self) -> list[tuple[int, int]]:
         return [(y, x) for y in range(self.tile_h) for x in range(self.tile_w)]
 
-    def _accumulate(self, kernel: Kernel, acc: Any, tile: Any, image: Any, row: Any, col: Any) -> None:
+    def _accumulate(
+        self, kernel: Kernel, acc: Any, tile: Any, image: Any, row: Any, col: Any
+    ) -> None:
         g = self.geometry
         for i in range(self.tile_h * self.tile_w * self.blocks):
             lanes.store(acc, [i * LANES], lanes.splat(0, "int32"))
@@ -196,7 +211,9 @@ class _ConvEmitter:
                     data = T.Bind(self.form.broadcast(self._data(kernel), index, self.signed))
                     for b, weight in enumerate(weights):
                         at = [(p * self.blocks + b) * LANES]
-                        lanes.store(acc, at, self.form.accumulate(lanes.load(acc, at), data, weight))
+                        lanes.store(
+                            acc, at, self.form.accumulate(lanes.load(acc, at), data, weight)
+                        )
 
     def _data(self, kernel: Kernel) -> Any:
         return kernel.inputs[self.layer.ops[0].refs[0][1]]
@@ -230,8 +247,7 @@ class _ConvEmitter:
 
 
 def _tile_start(index: Any, size: int, extent: int) -> Any:
-    """First position of a tile; the last one is moved back where `size` does not divide `extent`."""
+    """First position of a tile; the last is moved back where `size` does not divide `extent`."""
     if extent % size == 0:
         return index * size
     return tirx.min(index * size, extent - size)
-

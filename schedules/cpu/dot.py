@@ -1,7 +1,7 @@
 """Dot-product forms of x86 and of any CPU: how one vector multiply-accumulate step is written.
 
-Every form multiplies `width` consecutive channels of one pixel, broadcast to all lanes, with `width`
-weights of each of `LANES` output channels, and adds the products to `LANES` int32 accumulators.
+Every form multiplies `width` consecutive channels of one pixel, broadcast to all lanes, with
+`width` weights of each of `LANES` output channels, and adds to `LANES` int32 accumulators.
 
 ===========  =====  =====================================================================
 form         width  instruction
@@ -65,7 +65,7 @@ class DotForm:
         return LANES * self.width
 
     def broadcast(self, buffer: Any, index: list[Any], signed: bool) -> Any:
-        """One step's activations of one pixel in every lane, in the form that `accumulate` takes."""
+        """One step's activations of one pixel in every lane, as `accumulate` takes them."""
         if self.width == 1:
             value = buffer[tuple(index)]
             return lanes.splat(tirx.Cast("int32", value), "int32")
@@ -84,9 +84,7 @@ class DotForm:
             return _llvm("int32x16", "avx512.vpdpbusd.512", acc, data, weight)
         if self.name == "generic":
             return acc + data * lanes.cast(weight, "int32")
-        halves = [
-            self._half(_slice(acc, "int32", i, 8), data, weight, i) for i in (0, 1)
-        ]
+        halves = [self._half(_slice(acc, "int32", i, 8), data, weight, i) for i in (0, 1)]
         return _join(halves)
 
     def _half(self, acc: Any, data: Any, weight: Any, i: int) -> Any:
@@ -111,14 +109,20 @@ class DotForm:
             return _shifted_left(packed, size) & byte(-16), packed & byte(-16)
         low = packed & byte(15)
         high = tirx.reinterpret(
-            f"int8x{size}", (tirx.reinterpret(f"uint8x{size}", packed) >> tirx.Broadcast(tirx.const(4, "uint8"), size))
+            f"int8x{size}",
+            (
+                tirx.reinterpret(f"uint8x{size}", packed)
+                >> tirx.Broadcast(tirx.const(4, "uint8"), size)
+            ),
         )
         return (low ^ byte(8)) - byte(8), (high ^ byte(8)) - byte(8)
 
 
 def _shifted_left(packed: Any, size: int) -> Any:
     words = tirx.reinterpret(f"int32x{size // 4}", packed)
-    return tirx.reinterpret(f"int8x{size}", words << tirx.Broadcast(tirx.const(4, "int32"), size // 4))
+    return tirx.reinterpret(
+        f"int8x{size}", words << tirx.Broadcast(tirx.const(4, "int32"), size // 4)
+    )
 
 
 def _llvm(dtype: str, name: str, *args: Any) -> Any:

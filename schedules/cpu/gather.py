@@ -65,8 +65,10 @@ def _index(layer: Layer, place: tuple[Any, Any, Any, Any]) -> list[Any]:
     return [n, h + layout.halo[0], w + layout.halo[1], c]
 
 
-def source(layer: Layer, n: Any, c: Any, h: Any, w: Any) -> tuple[tuple[Any, Any, Any, Any], list[Any]]:
-    """Logical place that output element (n, c, h, w) comes from, and the conditions for having one."""
+def source(
+    layer: Layer, n: Any, c: Any, h: Any, w: Any
+) -> tuple[tuple[Any, Any, Any, Any], list[Any]]:
+    """Logical place that output element (n, c, h, w) comes from, and conditions for having one."""
     a = layer.ops[0].attrs
     sizes = layer.inputs[0].shape
     if a["mode"] == "flatten":
@@ -75,7 +77,8 @@ def source(layer: Layer, n: Any, c: Any, h: Any, w: Any) -> tuple[tuple[Any, Any
     if a["mode"] == "import":
         return (n, c, h, w), []
     place = [
-        index * step + begin for index, step, begin in zip((n, c, h, w), a["strides"], a["begin"], strict=True)
+        index * step + begin
+        for index, step, begin in zip((n, c, h, w), a["strides"], a["begin"], strict=True)
     ]
     conditions = [
         tirx.all(index >= 0, index < size)

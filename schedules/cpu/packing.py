@@ -85,6 +85,8 @@ def pack_weights(layer: Layer, blocks: int, form: DotForm, four_bit: bool) -> np
     steps = steps.transpose(0, 1, 2, 3, 5, 6, 4)
     if not four_bit:
         return np.ascontiguousarray(steps).reshape(-1)
-    pairs = steps.reshape(tiles, kh, kw, length // step, 2, blocks, LANES * form.width).view(np.uint8)
+    pairs = steps.reshape(tiles, kh, kw, length // step, 2, blocks, LANES * form.width).view(
+        np.uint8
+    )
     nibbles = (pairs[:, :, :, :, 0] & 15) | (pairs[:, :, :, :, 1] << 4)
     return np.ascontiguousarray(nibbles).reshape(-1).view(np.int32)

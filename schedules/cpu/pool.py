@@ -51,7 +51,9 @@ def _emit(layer: Layer) -> None:
             kernel.finish(T.Bind(value), image, row, col, block * LANES)
 
 
-def _reduce(layer: Layer, kernel: Kernel, acc: Any, image: Any, row: Any, col: Any, c0: Any) -> None:
+def _reduce(
+    layer: Layer, kernel: Kernel, acc: Any, image: Any, row: Any, col: Any, c0: Any
+) -> None:
     a = layer.ops[0].attrs
     source = kernel.inputs[layer.ops[0].refs[0][1]]
     height, width = layer.data.shape[2:]

@@ -1,4 +1,4 @@
-"""Kernels at the edges of the integer network: quantize, concat, and element-wise layers on their own."""
+"""Kernels at the integer network's edges: quantize, concat, element-wise layers on their own."""
 
 from __future__ import annotations
 
@@ -76,11 +76,15 @@ class Concat(_Single):
                 offset = 0
                 for _, i in layer.ops[0].refs:
                     channels = layer.inputs[i].shape[1]
-                    self._copy(kernel, i, out, [image, row + top, col + left], offset, (image, row, col))
+                    self._copy(
+                        kernel, i, out, [image, row + top, col + left], offset, (image, row, col)
+                    )
                     offset += channels
 
     @staticmethod
-    def _copy(kernel: Kernel, i: int, out: Any, at: list[Any], offset: int, place: tuple[Any, Any, Any]) -> None:
+    def _copy(
+        kernel: Kernel, i: int, out: Any, at: list[Any], offset: int, place: tuple[Any, Any, Any]
+    ) -> None:
         channels, source = kernel.layer.inputs[i].shape[1], kernel.inputs[i]
         for size, first, count in (
             (LANES, 0, channels // LANES),
@@ -121,7 +125,9 @@ class Quantize(_Single):
                 with T.serial(0, w) as col:
                     for channel in range(first, first + count):
                         at = [image, row + top, col + left, channel]
-                        T.buffer_store(kernel.outputs[0], _element(kernel, image, channel, row, col), at)
+                        T.buffer_store(
+                            kernel.outputs[0], _element(kernel, image, channel, row, col), at
+                        )
 
 
 def _element(kernel: Kernel, image: Any, channel: int, row: Any, col: Any) -> Any:

@@ -222,7 +222,16 @@ def test_a_shared_object_of_others(tool: Tool, tmp_path: Path) -> None:
     assert SECTION in tool("inspect", copy).refused()
 
 
-def test_tuning_logs_are_refused_until_they_can_be_read(tool: Tool, pt2: Path, out: Path) -> None:
-    line = tool("compile", pt2, "--strict-log", "-o", out / "x.so").refused()
-    assert "tuning log" in line
+def test_strict_log_without_records_is_a_failed_check(tool: Tool, pt2: Path, out: Path) -> None:
+    ran = tool("compile", pt2, "--strict-log", "-o", out / "x.so")
+    assert ran.code == 1
+    assert "--strict-log" in ran.err and ran.err.startswith("error: ")
+    assert_nothing_in(out)
+
+
+def test_a_tuning_log_of_another_schema(tool: Tool, pt2: Path, out: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"schema": 99}\n')
+    line = tool("compile", pt2, "--tuning-log", log, "-o", out / "x.so").refused()
+    assert "schema 99" in line and "log.jsonl:1" in line
     assert_nothing_in(out)

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tvm.target import Target
+
 from tests.schedules.builders import (
     S8,
     U4,
@@ -17,7 +19,6 @@ from tests.schedules.builders import (
     module,
     weights,
 )
-from tvm.target import Target
 from tvm_q4 import ops
 from tvm_q4.errors import UnsupportedError
 from tvm_q4.quant import IntRange
@@ -25,6 +26,7 @@ from tvm_q4.relay_passes.fuse_epilogue import FuseEpilogue
 from tvm_q4.relay_passes.lower_to_tir import LoweredCall, lower_to_tir
 from tvm_q4.schedules.cpu import RULES
 from tvm_q4.schedules.rule import select
+from tvm_q4.tuning_logs.records import Record
 
 RNG = np.random.default_rng(9)
 
@@ -110,16 +112,17 @@ def test_tuned_parameters_are_taken_where_legal() -> None:
     space = call.choice.rule.space(call.layer, cpu("znver4"))
     other = next(p for p in space if p != call.choice.params)
 
-    def choose(record: dict[str, Any]):
+    def choose(rule: str, params: dict[str, Any]):
+        record = Record("znver4", call.signature, rule, params, 1.0, checked=True)
         return select(RULES, call.layer, cpu("znver4"), record)
 
-    chosen = choose({"rule": "cpu.direct_conv2d", "params": other})
+    chosen = choose("cpu.direct_conv2d", other)
     assert (chosen.params, chosen.source) == (other, "measured")
-    for record in (
-        {"rule": "cpu.pool2d", "params": other},
-        {"rule": "cpu.direct_conv2d", "params": other | {"tile_w": 99}},
+    for rule, params in (
+        ("cpu.pool2d", other),
+        ("cpu.direct_conv2d", other | {"tile_w": 99}),
     ):
-        chosen = choose(record)
+        chosen = choose(rule, params)
         assert (chosen.params, chosen.source) == (call.choice.params, "predicted")
 
 
@@ -160,7 +163,9 @@ def test_concat_along_the_width_has_no_kernel() -> None:
 
 def test_each_kind_has_its_rule() -> None:
     def emit(b, x):
-        half = b.emit(ops.max_pool2d(x, name="mp", pool_size=[2, 2], strides=[2, 2], padding=[0] * 4))
+        half = b.emit(
+            ops.max_pool2d(x, name="mp", pool_size=[2, 2], strides=[2, 2], padding=[0] * 4)
+        )
         joined = b.emit(ops.concat([half, half], name="joined"))
         return b.emit(ops.requantize(joined, [1], [1], name="r", lo=0, hi=255, dtype="uint8"))
 
@@ -173,7 +178,9 @@ def test_each_kind_has_its_rule() -> None:
         (params,) = call.choice.rule.space(call.layer, cpu("x86-64"))
         assert call.choice.rule.predict(call.layer, cpu("x86-64"), params) > 0
         assert call.choice.source == "fallback"
-        assert call.choice.rule.executes_as(call.layer, cpu("x86-64"), params) == call.choice.rule.name
+        assert (
+            call.choice.rule.executes_as(call.layer, cpu("x86-64"), params) == call.choice.rule.name
+        )
 
 
 def test_forced_rules_keep_other_layers() -> None:
