@@ -73,8 +73,7 @@ def translate(source: str, kernel: str, arch: Arch = None) -> Translation:
     """
     text = _blank_preprocessor(source)
     text = _replace_asm(text, arch)
-    parameters, max_threads, text = _extract_kernel(text, kernel)
-    text = _replace_memory(text)
+    parameters, max_threads, text = _extract_kernel(_replace_memory(text), kernel)
     call = ", ".join(_argument(i, p) for i, p in enumerate(parameters))
     head = '#include "emulator.h"\n#line 1\n'
     tail = (
@@ -188,10 +187,10 @@ def _mark_lines(body: str, first_line: int) -> str:
 
 
 def _parameter(text: str) -> Parameter:
-    match = re.fullmatch(rf"(?:const\s+)?({_TYPE})\s*(\*)?\s*(?:__restrict__\s+)?(\w+)", text)
+    match = re.fullmatch(rf"(emu::P<)?({_TYPE})>?\s+(\w+)", text)
     if match is None:
         raise EmulationError(f"kernel parameter {text!r} is not modelled")
-    return Parameter(match[3], match[1], match[2] is not None)
+    return Parameter(match[3], match[2], match[1] is not None)
 
 
 def _argument(index: int, parameter: Parameter) -> str:
