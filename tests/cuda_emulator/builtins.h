@@ -38,6 +38,11 @@ inline unsigned __umulhi(unsigned a, unsigned b) {
 }
 inline long long __mul64hi(long long a, long long b) { return (long long)(((__int128)a * b) >> 64); }
 
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fdiv_rn(float a, float b) { return a / b; }
+inline int __float2int_rn(float a) { return (int)rintf(a); }
+
 namespace emu {
 
 inline uint32_t prmt(uint32_t a, uint32_t b, uint32_t selector) {
