@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 import tvm
-from tests.modules import module
 from tvm import relax
+
+from tests.modules import module
 from tvm_q4 import ops
 from tvm_q4.meta import with_meta
 from tvm_q4.model_hash import model_hash
@@ -47,10 +48,18 @@ def test_everything_that_is_computed_enters() -> None:
     other = W.copy()
     other[3, 3, 1, 1] += 1
     models = [
-        _model(), _model(w=other), _model(bias=[2]), _model(m=[4]), _model(conv={"strides": [2, 2]}),
-        _model(conv={"zero_point": 3}), _model(conv={"weight_bits": 4}), _model(requantize={"hi": 15}),
-        _model(requantize={"rounding": "floor"}), _model(step=1), _model(pool=(2, 2)),
-    ]  # fmt: skip
+        _model(),
+        _model(w=other),
+        _model(bias=[2]),
+        _model(m=[4]),
+        _model(conv={"strides": [2, 2]}),
+        _model(conv={"zero_point": 3}),
+        _model(conv={"weight_bits": 4}),
+        _model(requantize={"hi": 15}),
+        _model(requantize={"rounding": "floor"}),
+        _model(step=1),
+        _model(pool=(2, 2)),
+    ]
     assert len({model_hash(m) for m in models}) == len(models)
 
 

@@ -6,6 +6,7 @@ import json
 
 import pytest
 from tvm.target.codegen import llvm_get_system_cpu
+
 from tvm_q4.errors import TargetError
 from tvm_q4.targets import parse_target
 

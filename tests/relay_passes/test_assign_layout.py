@@ -7,8 +7,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import tvm
-from tests.modules import module
 from tvm import relax
+
+from tests.modules import module
 from tvm_q4 import ops
 from tvm_q4.errors import UnsupportedError
 from tvm_q4.relay_passes._rewrite import dataflow_bindings
@@ -97,7 +98,9 @@ def test_halo_is_the_widest_padding_of_each_side() -> None:
         three = _conv(b, y, "c3")  # no padding: its zero point is not asked for
         parts = [_narrow(b, t, f"p{i}") for i, t in enumerate((one, two, three))]
         pools = [
-            b.emit(ops.max_pool2d(p, name=f"m{i}", pool_size=[2, 2], strides=[9, 9], padding=[0] * 4))
+            b.emit(
+                ops.max_pool2d(p, name=f"m{i}", pool_size=[2, 2], strides=[9, 9], padding=[0] * 4)
+            )
             for i, p in enumerate(parts)
         ]
         return b.emit(ops.concat(pools, name="joined"))

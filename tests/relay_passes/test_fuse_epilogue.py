@@ -8,8 +8,9 @@ import numpy as np
 import tvm
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.modules import full_range, module
 from tvm import relax
+
+from tests.modules import full_range, module
 from tvm_q4 import ops
 from tvm_q4.meta import model_meta, with_meta
 from tvm_q4.quant import INT32_MAX, INT32_MIN
@@ -135,11 +136,15 @@ def test_expected_module() -> None:
             pooled = expected.emit(relax.Call(f_pool, [x]))
             result = expected.emit_output(expected.emit(relax.Call(f_conv, [x, pooled])))
         expected.emit_func_output(result)
-    tvm.ir.assert_structural_equal(FuseEpilogue(_module(before)), expected.get(), map_free_vars=True)
+    tvm.ir.assert_structural_equal(
+        FuseEpilogue(_module(before)), expected.get(), map_free_vars=True
+    )
 
 
 def test_float_module_is_unchanged() -> None:
-    mod = module(SHAPE, "float32", lambda b, x: b.emit(relax.op.nn.relu(b.emit(relax.op.add(x, x)))))
+    mod = module(
+        SHAPE, "float32", lambda b, x: b.emit(relax.op.nn.relu(b.emit(relax.op.add(x, x))))
+    )
     assert FuseEpilogue(mod).same_as(mod)
 
 
@@ -153,7 +158,9 @@ def test_two_outputs_and_a_chained_third() -> None:
         acc = _conv(b, x, "c")
         wide, narrow = _narrow(b, acc, "y", 2), _narrow(b, acc, "y.q2", 6)
         chained = _narrow(b, wide, "y.q3", 1)
-        parts = [_narrow(b, _conv(b, t, f"c{i}"), f"z{i}") for i, t in enumerate((wide, narrow, chained))]
+        parts = [
+            _narrow(b, _conv(b, t, f"c{i}"), f"z{i}") for i, t in enumerate((wide, narrow, chained))
+        ]
         return b.emit(ops.concat(parts, name="joined"))
 
     mod = _fused(emit)
@@ -276,9 +283,7 @@ def test_unread_layers_are_dropped() -> None:
     assert _groups(_fused(emit)) == [["c", "y"]]
 
 
-@settings(
-    deadline=None, derandomize=True, max_examples=40, suppress_health_check=list(HealthCheck)
-)
+@settings(deadline=None, derandomize=True, max_examples=40, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_random_graphs_stay_acyclic_and_exact(data: st.DataObject) -> None:
     def emit(b: relax.BlockBuilder, x: relax.Var) -> relax.Expr:
@@ -292,7 +297,9 @@ def test_random_graphs_stay_acyclic_and_exact(data: st.DataObject) -> None:
             else:
                 every = narrow + wide
                 sides = [data.draw(st.sampled_from(every)) for _ in range(2)]
-                made = _narrow(b, sides[0], f"t{i}") if kind == "narrow" else _sum(b, *sides, f"t{i}")
+                made = (
+                    _narrow(b, sides[0], f"t{i}") if kind == "narrow" else _sum(b, *sides, f"t{i}")
+                )
                 narrow.append(made)
         return (narrow + wide)[data.draw(st.integers(-3, -1)) % len(narrow + wide)]
 

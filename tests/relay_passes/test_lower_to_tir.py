@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tvm
+from tvm import relax
+
 from tests.modules import module
 from tests.schedules.builders import check_network, cpu, lower
-from tvm import relax
 from tvm_q4 import ops
 from tvm_q4.errors import UnsupportedError
 from tvm_q4.meta import with_meta
@@ -24,7 +25,9 @@ def _conv(b, x, name, out=16, bits=8, kernel=3):
     top = 1 << (bits - 1)
     w = RNG.integers(-top, top, (out, int(x.ty.shape[1]), kernel, kernel))
     geometry = {"strides": [1, 1], "padding": [kernel // 2] * 4, "zero_point": 0}
-    acc = b.emit(ops.conv2d(x, w, RNG.integers(-99, 99, out), name=name, weight_bits=bits, **geometry))
+    acc = b.emit(
+        ops.conv2d(x, w, RNG.integers(-99, 99, out), name=name, weight_bits=bits, **geometry)
+    )
     m = RNG.integers(2**30, 2**31 - 1, out)
     how = {"name": f"{name}.out", "lo": 0, "hi": 255, "dtype": "uint8"}
     return b.emit(ops.requantize(acc, m, [40], **how))
@@ -36,10 +39,14 @@ def _network(b, x, dequantize=True):
     for i in range(3):
         y = _conv(b, y, f"layer{i}")
     y = _conv(b, y, "narrow", 16, 4)
-    pooled = b.emit(ops.avg_pool2d(y, name="pool", pool_size=[6, 5], strides=[1, 1], padding=[0] * 4))
+    pooled = b.emit(
+        ops.avg_pool2d(y, name="pool", pool_size=[6, 5], strides=[1, 1], padding=[0] * 4)
+    )
     flat = b.emit(relax.op.reshape(pooled, (2, 16)))
     z = b.emit(ops.requantize(flat, [1], [5], name="z", lo=0, hi=255, dtype="uint8"))
-    acc = b.emit(ops.dense(z, RNG.integers(-128, 128, (10, 16)), RNG.integers(-9, 9, 10), name="fc"))
+    acc = b.emit(
+        ops.dense(z, RNG.integers(-128, 128, (10, 16)), RNG.integers(-9, 9, 10), name="fc")
+    )
     if not dequantize:
         return acc
     how = {"name": "logits", "qmin": INT32_MIN, "qmax": INT32_MAX}
@@ -60,7 +67,9 @@ def test_layers_of_one_signature_share_a_kernel(network: tvm.IRModule) -> None:
     assert kernels["layer0"] == kernels["layer1"] == kernels["layer2"]
     assert len({kernels["stem"], kernels["layer0"], kernels["narrow"]}) == 3
     functions = [g.name_hint for g in lowered.mod.get_global_vars()]
-    assert sorted(functions) == sorted({*kernels.values(), "main", "main_quantized"} | _imports(lowered.mod))
+    assert sorted(functions) == sorted(
+        {*kernels.values(), "main", "main_quantized"} | _imports(lowered.mod)
+    )
 
 
 def _imports(mod: tvm.IRModule) -> set[str]:

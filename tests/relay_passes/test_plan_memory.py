@@ -8,10 +8,11 @@ import numpy as np
 import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tvm import relax
+
 from tests.modules import module
 from tests.schedules.builders import U8, check_network, cpu, lower
 from tests.schedules.builders import module as integer_module
-from tvm import relax
 from tvm_q4 import ops
 from tvm_q4.relay_passes._rewrite import dataflow_bindings, op_name, variables
 from tvm_q4.relay_passes.pipeline import CALL_PHASES
@@ -52,7 +53,9 @@ def test_tensors_that_live_together_do_not_overlap(spans: list[tuple[int, int, i
 def test_arena_is_between_the_peak_and_the_sum(spans: list[tuple[int, int, int]]) -> None:
     tensors = _lives(spans)
     total = assign_offsets(tensors)
-    peak = max((sum(t.size for t in tensors if t.first <= i <= t.last) for i in range(50)), default=0)
+    peak = max(
+        (sum(t.size for t in tensors if t.first <= i <= t.last) for i in range(50)), default=0
+    )
     rounded = [-(-t.size // ALIGNMENT) * ALIGNMENT for t in tensors]
     assert peak <= total <= sum(rounded)
 
@@ -134,9 +137,15 @@ def test_offsets_are_those_of_live_tensors() -> None:
     bindings = dataflow_bindings(main)
     spans = []
     for b in _allocations(main, "relax.memory.alloc_tensor"):
-        uses = [i for i, other in enumerate(bindings) if any(v.same_as(b.var) for v in variables(other.value))]
+        uses = [
+            i
+            for i, other in enumerate(bindings)
+            if any(v.same_as(b.var) for v in variables(other.value))
+        ]
         offset = int(b.value.args[1].value)
-        size = int(np.prod([int(d) for d in b.var.ty.shape])) * np.dtype(str(b.var.ty.dtype)).itemsize
+        size = (
+            int(np.prod([int(d) for d in b.var.ty.shape])) * np.dtype(str(b.var.ty.dtype)).itemsize
+        )
         spans.append((min(uses), max(uses), offset, offset + size))
     assert len(spans) >= 6
     for (a0, a1, a2, a3), (b0, b1, b2, b3) in itertools.combinations(spans, 2):

@@ -230,7 +230,7 @@ def _check_call(
 
 
 def physical(tensor: Tensor, values: NDArray | None, rng: np.random.Generator) -> NDArray:
-    """A tensor as it lies in memory, noise in padded channels; noise alone where `values` is None."""
+    """A tensor as it lies in memory, noise in padded channels; noise alone without `values`."""
     shape, dtype = tensor.physical_shape, np.dtype(tensor.dtype)
     if dtype.kind == "f":
         out = rng.normal(size=shape).astype(dtype)
@@ -240,7 +240,7 @@ def physical(tensor: Tensor, values: NDArray | None, rng: np.random.Generator) -
         return out
     if tensor.layout.kind == "NCHW":
         return values.reshape(shape).astype(dtype)
-    top, left, bottom, right = tensor.layout.halo
+    top, left, _, _ = tensor.layout.halo
     n, c, h, w = tensor.shape
     out[:, :top], out[:, top + h :], out[:, :, :left], out[:, :, left + w :] = (tensor.fill,) * 4
     out[:, top : top + h, left : left + w, :c] = values.reshape(n, c, h, w).transpose(0, 2, 3, 1)

@@ -10,6 +10,7 @@ import pytest
 import tvm
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from tests.schedules.builders import (
     FORM_CPUS,
     S4,
@@ -65,10 +66,17 @@ class Conv:
             self.data,
             lambda b, x: b.emit(
                 ops.conv2d(
-                    x, w, bias, name="c", strides=self.strides, padding=self.padding,
-                    dilation=self.dilation, groups=self.groups, zero_point=self.zero,
+                    x,
+                    w,
+                    bias,
+                    name="c",
+                    strides=self.strides,
+                    padding=self.padding,
+                    dilation=self.dilation,
+                    groups=self.groups,
+                    zero_point=self.zero,
                     weight_bits=self.bits,
-                )  # fmt: skip
+                )
             ),
         )
 

@@ -7,6 +7,9 @@ import re
 import numpy as np
 import pytest
 import tvm
+from tvm.target import Target
+from tvm.tirx.script.builder import ir as T
+
 from tests.schedules.builders import (
     S4,
     S8,
@@ -20,8 +23,6 @@ from tests.schedules.builders import (
     requantized,
     weights,
 )
-from tvm.target import Target
-from tvm.tirx.script.builder import ir as T
 from tvm_q4 import ops
 from tvm_q4.quant import IntRange
 from tvm_q4.schedules import lanes
@@ -119,11 +120,15 @@ def test_unpack_gives_low_nibbles_first(scale: int, width: int) -> None:
 
 
 ASM_LAYERS = {
-    "3x3": ((1, 64, 28, 28), 64, 3), "1x1": ((1, 256, 14, 14), 64, 1), "7x7 image": ((1, 64, 7, 7), 64, 3),
-}  # fmt: skip
+    "3x3": ((1, 64, 28, 28), 64, 3),
+    "1x1": ((1, 256, 14, 14), 64, 1),
+    "7x7 image": ((1, 64, 7, 7), 64, 3),
+}
 INSTRUCTIONS = {
-    "cascadelake": ("vpdpbusd", "zmm"), "znver4": ("vpdpbusd", "zmm"), "alderlake": ("vpdpbusd", "ymm"),
-}  # fmt: skip
+    "cascadelake": ("vpdpbusd", "zmm"),
+    "znver4": ("vpdpbusd", "zmm"),
+    "alderlake": ("vpdpbusd", "ymm"),
+}
 
 
 def _inner_code(mcpu: str, layer: str, bits: int, data: IntRange, instruction: str) -> list[str]:
@@ -167,9 +172,13 @@ def test_vnni_keeps_accumulators_in_registers(
 @pytest.mark.parametrize("layer", ASM_LAYERS)
 @pytest.mark.parametrize(
     ("operands", "present", "absent"),
-    [((4, U4), "vpmaddubsw", "vpdpbusd"), ((8, U8), "vpmaddwd", "vpmaddubsw"), ((8, S8), "vpmaddwd", "vpmaddubsw")],
+    [
+        ((4, U4), "vpmaddubsw", "vpdpbusd"),
+        ((8, U8), "vpmaddwd", "vpmaddubsw"),
+        ((8, S8), "vpmaddwd", "vpmaddubsw"),
+    ],
     ids=["w4u4", "w8u8", "w8s8"],
-)  # fmt: skip
+)
 def test_avx2_keeps_accumulators_in_registers(
     operands: tuple[int, IntRange], present: str, absent: str, layer: str
 ) -> None:

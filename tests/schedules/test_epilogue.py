@@ -10,6 +10,8 @@ import pytest
 import tvm
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tvm import relax
+
 from tests.schedules.builders import (
     S4,
     S8,
@@ -18,8 +20,8 @@ from tests.schedules.builders import (
     Batch,
     call_of,
     check,
-    form_target,
     forced_rules,
+    form_target,
     full_range,
     host,
     lower,
@@ -27,7 +29,6 @@ from tests.schedules.builders import (
     ratios,
     weights,
 )
-from tvm import relax
 from tvm_q4 import ops
 from tvm_q4.errors import UnsupportedError
 from tvm_q4.quant import INT32_MAX, INT32_MIN, ROUNDINGS, IntRange
@@ -99,8 +100,8 @@ def _add(form: str, rounding: str, wide: bool, out: IntRange = S8, skip: IntRang
 
 
 ADDS = {
-    f"{form}, {rounding}, {'wide' if wide else 'narrow'}": _add(form, rounding, wide, S32 if form == "accumulator" else S8)
-    for form in ops.RESIDUAL_FORMS
+    f"{form}, {rounding}, {'wide' if wide else 'narrow'}": _add(form, rounding, wide, out)
+    for form, out in zip(ops.RESIDUAL_FORMS, (S8, S32, S8), strict=True)
     for rounding in ROUNDINGS
     for wide in (True, False)
 } | {
@@ -125,8 +126,15 @@ def _two_outputs(b: relax.BlockBuilder, x: relax.Expr) -> relax.Expr:
         b.emit(ops.requantize(p, [1], [8 + i], name=f"s{i}", lo=0, hi=255, dtype="uint8"))
         for i, p in enumerate(parts)
     ]
-    sums = [b.emit(ops.max_pool2d(s, name=f"p{i}", pool_size=[1 + 2 * i] * 2, strides=[1, 1], padding=[0] * 4)) for i, s in enumerate(sums)]  # fmt: skip
-    return b.emit(ops.concat(sums, name="joined"))
+    same = [
+        b.emit(
+            ops.max_pool2d(
+                s, name=f"p{i}", pool_size=[1 + 2 * i] * 2, strides=[1, 1], padding=[0] * 4
+            )
+        )
+        for i, s in enumerate(sums)
+    ]
+    return b.emit(ops.concat(same, name="joined"))
 
 
 def _leaving(b: relax.BlockBuilder, x: relax.Expr) -> relax.Expr:
@@ -152,9 +160,13 @@ def _positional(channels: int) -> Make:
 def _mixed_ranks(b: relax.BlockBuilder, x: relax.Expr) -> relax.Expr:
     m = RNG.integers(2**30, 2**31 - 1, (1, 1, 1, SHAPE[3]))
     acc = _accumulator(b, x)
-    y = b.emit(ops.requantize(acc, m, RNG.integers(38, 41, C), name="y", lo=0, hi=255, dtype="uint8"))
+    y = b.emit(
+        ops.requantize(acc, m, RNG.integers(38, 41, C), name="y", lo=0, hi=255, dtype="uint8")
+    )
     m = RNG.integers(2**30, 2**31 - 1, (1, C, 1, 1))
-    return b.emit(ops.requantize(y, m, [31], name="z", lo=0, hi=255, dtype="uint8", rounding="half_even"))
+    return b.emit(
+        ops.requantize(y, m, [31], name="z", lo=0, hi=255, dtype="uint8", rounding="half_even")
+    )
 
 
 def _dead(b: relax.BlockBuilder, x: relax.Expr) -> relax.Expr:
@@ -292,7 +304,7 @@ def test_one_value_an_image_cannot_differ() -> None:
         m = np.ones((2, 1, 1, 1), np.int32)
         return b.emit(ops.requantize(x, m, [0], name="y", lo=0, hi=255, dtype="uint8"))
 
-    with pytest.raises(UnsupportedError, match="multiplier of y .* differs by image"):
+    with pytest.raises(UnsupportedError, match=r"multiplier of y .* differs by image"):
         lower(module((2, 16, 3, 3), U8, emit), host())
 
 
@@ -322,7 +334,13 @@ def test_random_ratios(data: st.DataObject) -> None:
     zero = data.draw(st.integers(out.lo, out.hi))
 
     def emit(b, x):
-        how = {"lo": out.lo, "hi": out.hi, "dtype": out.dtype, "zero_point": zero, "rounding": rounding}
+        how = {
+            "lo": out.lo,
+            "hi": out.hi,
+            "dtype": out.dtype,
+            "zero_point": zero,
+            "rounding": rounding,
+        }
         return b.emit(ops.requantize(_accumulator(b, x), m, [shift], name="y", **how))
 
     check(module(SHAPE, S8, emit), full_range(RNG, S8, SHAPE), rules=SMALL)

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import tvm
+from tvm import relax
+
 from tests.schedules.builders import (
     S8,
     U4,
@@ -20,7 +22,6 @@ from tests.schedules.builders import (
     requantized,
     weights,
 )
-from tvm import relax
 from tvm_q4 import ops
 from tvm_q4.errors import UnsupportedError
 
@@ -82,7 +83,9 @@ def test_option_a_shortcut() -> None:
 
 def test_reshape_of_one_position_moves_nothing() -> None:
     def emit(b, x):
-        pooled = b.emit(ops.avg_pool2d(x, name="p", pool_size=[7, 6], strides=[1, 1], padding=[0] * 4))
+        pooled = b.emit(
+            ops.avg_pool2d(x, name="p", pool_size=[7, 6], strides=[1, 1], padding=[0] * 4)
+        )
         y = requantized(b, pooled, RNG, S8, name="p.out")
         flat = b.emit(relax.op.reshape(y, (2, 16)))
         return b.emit(ops.dense(flat, weights(RNG, 8, (10, 16)), [0], name="fc"))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
+
 from tvm_q4.schedules.layout import PLAIN, Layout, round_up, shape4
 
 
 @pytest.mark.parametrize(
-    ("value", "multiple", "expected"), [(0, 16, 0), (1, 16, 16), (16, 16, 16), (17, 16, 32), (5, 4, 8)]
-)  # fmt: skip
+    ("value", "multiple", "expected"),
+    [(0, 16, 0), (1, 16, 16), (16, 16, 16), (17, 16, 32), (5, 4, 8)],
+)
 def test_round_up(value: int, multiple: int, expected: int) -> None:
     assert round_up(value, multiple) == expected
 

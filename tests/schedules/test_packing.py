@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from tests.schedules.builders import U4, U8, call_of, cpu, lower, module, weights
 from tvm_q4 import ops
 from tvm_q4.schedules.cpu.dot import DotForm, dot_forms

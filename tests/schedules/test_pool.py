@@ -10,6 +10,7 @@ import pytest
 import tvm
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+
 from tests.schedules.builders import (
     S8,
     U4,
@@ -154,9 +155,7 @@ def pools(draw: st.DrawFn) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@settings(
-    deadline=None, derandomize=True, max_examples=12, suppress_health_check=list(HealthCheck)
-)
+@settings(deadline=None, derandomize=True, max_examples=12, suppress_health_check=list(HealthCheck))
 @given(
     attrs=pools(),
     size=st.tuples(st.integers(4, 11), st.integers(4, 11)),

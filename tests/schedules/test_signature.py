@@ -1,4 +1,4 @@
-"""Signatures: equal where the kernel is the same, different where anything that decides it differs."""
+"""Signatures: equal where the kernel is the same, different where what decides it differs."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import pytest
 import tvm
+from tvm import relax
+
 from tests.modules import module as tensor_module
 from tests.schedules.builders import S8, U4, U8, call_of, cpu, lower, module, weights
-from tvm import relax
 from tvm_q4 import ops
 from tvm_q4.quant import IntRange
 from tvm_q4.schedules.signature import kernel_name
@@ -24,10 +24,22 @@ def _signatures(mod: tvm.IRModule, kind: str) -> str:
 
 def _conv(**change: Any) -> str:
     c = {
-        "shape": (1, 16, 6, 6), "data": U8, "dtype": None, "out": 16, "kernel": (3, 3), "seed": 0, "bits": 8,
-        "strides": [1, 1], "padding": [1] * 4, "dilation": [1, 1], "groups": 1, "zero": 0, "m": 3, "e": 5,
+        "shape": (1, 16, 6, 6),
+        "data": U8,
+        "dtype": None,
+        "out": 16,
+        "kernel": (3, 3),
+        "seed": 0,
+        "bits": 8,
+        "strides": [1, 1],
+        "padding": [1] * 4,
+        "dilation": [1, 1],
+        "groups": 1,
+        "zero": 0,
+        "m": 3,
+        "e": 5,
         "requantize": {},
-    } | change  # fmt: skip
+    } | change
     rng = np.random.default_rng(c["seed"])
     w = weights(rng, c["bits"], (c["out"], c["shape"][1] // c["groups"], *c["kernel"]))
     bias = rng.integers(-9, 9, c["out"])
@@ -49,8 +61,8 @@ def test_constants_do_not_enter() -> None:
 
 def test_readable() -> None:
     assert _conv() == (
-        "conv2d n1 c16 6x6 o16 k3x3 s1x1 p1,1,1,1 d1x1 g1 w8 | %1=requantize(%0) z0>z0 half_up m32 [0,255]"
-        " | u8:NHWC16h1,1,1,1 -> %1:u8:NHWC16"
+        "conv2d n1 c16 6x6 o16 k3x3 s1x1 p1,1,1,1 d1x1 g1 w8"
+        " | %1=requantize(%0) z0>z0 half_up m32 [0,255] | u8:NHWC16h1,1,1,1 -> %1:u8:NHWC16"
     )
 
 
@@ -95,15 +107,23 @@ def test_four_bits_in_another_container() -> None:
 def _pool(**change: Any) -> str:
     a = {"pool_size": [2, 2], "strides": [2, 2], "padding": [0] * 4} | change
     return _signatures(
-        module((1, 16, 6, 6), U8, lambda b, x: b.emit(ops.avg_pool2d(x, name="p", **a))), "avg_pool2d"
+        module((1, 16, 6, 6), U8, lambda b, x: b.emit(ops.avg_pool2d(x, name="p", **a))),
+        "avg_pool2d",
     )
 
 
 def test_pools() -> None:
     changes: list[Change] = [
-        {}, {"pool_size": [2, 3]}, {"strides": [1, 2]}, {"padding": [1, 0, 0, 0]}, {"ceil_mode": True},
-        {"count_include_pad": False}, {"rounding": "truncate"}, {"rounding": "nearest"}, {"zero_point": 3},
-    ]  # fmt: skip
+        {},
+        {"pool_size": [2, 3]},
+        {"strides": [1, 2]},
+        {"padding": [1, 0, 0, 0]},
+        {"ceil_mode": True},
+        {"count_include_pad": False},
+        {"rounding": "truncate"},
+        {"rounding": "nearest"},
+        {"zero_point": 3},
+    ]
     assert len({_pool(**c) for c in changes}) == len(changes)
 
 
@@ -131,7 +151,12 @@ def _concat(channels: tuple[int, int], order: tuple[int, ...]) -> str:
         parts = [
             b.emit(
                 ops.conv2d(
-                    x, np.ones((c, 8, 1, 1), np.int8), [0], name=f"c{i}", strides=[1, 1], padding=[0] * 4
+                    x,
+                    np.ones((c, 8, 1, 1), np.int8),
+                    [0],
+                    name=f"c{i}",
+                    strides=[1, 1],
+                    padding=[0] * 4,
                 )
             )
             for i, c in enumerate(channels)
@@ -142,7 +167,13 @@ def _concat(channels: tuple[int, int], order: tuple[int, ...]) -> str:
 
 
 def test_concats() -> None:
-    cases = [((16, 20), (0, 1)), ((16, 24), (0, 1)), ((20, 16), (0, 1)), ((16, 16), (0, 1, 0)), ((16, 16), (0, 1, 1))]
+    cases = [
+        ((16, 20), (0, 1)),
+        ((16, 24), (0, 1)),
+        ((20, 16), (0, 1)),
+        ((16, 16), (0, 1, 0)),
+        ((16, 16), (0, 1, 1)),
+    ]
     assert len({_concat(*case) for case in cases}) == len(cases)
 
 
@@ -184,7 +215,9 @@ def test_plain_results_state_their_rank() -> None:
 
 def test_kernel_names_follow_signatures() -> None:
     def emit(b, x):
-        return b.emit(ops.conv2d(x, np.ones((4, 8, 1, 1)), [0], name="c", strides=[1, 1], padding=[0] * 4))
+        return b.emit(
+            ops.conv2d(x, np.ones((4, 8, 1, 1)), [0], name="c", strides=[1, 1], padding=[0] * 4)
+        )
 
     layer = call_of(lower(module((1, 8, 4, 4), U8, emit), cpu("x86-64")), "conv2d").layer
     name = kernel_name(layer, "one")

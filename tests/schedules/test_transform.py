@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import tvm
 from numpy.typing import NDArray
+from tvm import relax
+
 from tests.modules import module as tensor_module
 from tests.schedules.builders import (
     S4,
@@ -25,7 +27,6 @@ from tests.schedules.builders import (
     ratios,
     weights,
 )
-from tvm import relax
 from tvm_q4 import ops
 from tvm_q4.quant import IntRange
 
@@ -185,7 +186,9 @@ def test_elementwise_layers_on_their_own(shape: tuple[int, ...]) -> None:
         c = shape[1]
         joined = b.emit(ops.concat([x], name="joined"))
         m, e = ratios(RNG, c, 31, 33)
-        y = b.emit(ops.requantize(joined, m, e, name="y", lo=-500, hi=900, dtype="int16", zero_point=77))
+        y = b.emit(
+            ops.requantize(joined, m, e, name="y", lo=-500, hi=900, dtype="int16", zero_point=77)
+        )
         how = {"form": "two_sided", "lo": -128, "hi": 127, "dtype": "int8", "rhs_zero_point": 77}
         return b.emit(ops.add(joined, y, m, e, m, e, name="sum", **how))
 
