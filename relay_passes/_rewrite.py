@@ -10,6 +10,7 @@ import tvm
 from tvm import relax
 
 from tvm_q4 import ops
+from tvm_q4._compat import TensorType
 
 
 def dataflow_bindings(func: relax.Function) -> list[relax.VarBinding]:
@@ -36,7 +37,7 @@ def shape_of(expr: relax.Expr) -> tuple[int, ...]:
 
 def dtype_of(expr: relax.Expr) -> str:
     """Element type of a tensor expression; an empty string for what is no tensor."""
-    return str(expr.ty.dtype) if isinstance(expr.ty, relax.TensorType) else ""
+    return str(expr.ty.dtype) if isinstance(expr.ty, TensorType) else ""
 
 
 def tensor_name(binding: relax.VarBinding) -> str:

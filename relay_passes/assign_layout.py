@@ -14,6 +14,7 @@ import tvm
 from tvm import relax
 
 from tvm_q4 import ops
+from tvm_q4._compat import TensorType
 from tvm_q4.errors import UnsupportedError
 from tvm_q4.relay_passes._rewrite import dataflow_bindings, variables
 from tvm_q4.schedules.layout import LANES, Layout, round_up, shape4
@@ -38,7 +39,7 @@ class Placement:
 
 def is_integer(expr: relax.Expr) -> bool:
     """Whether an expression is a tensor of integers."""
-    return isinstance(expr.ty, relax.TensorType) and str(expr.ty.dtype).startswith(("int", "uint"))
+    return isinstance(expr.ty, TensorType) and str(expr.ty.dtype).startswith(("int", "uint"))
 
 
 def _anchor_of(func: relax.Function) -> tuple[dict[str, Any], relax.Var] | None:

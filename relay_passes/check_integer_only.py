@@ -6,6 +6,7 @@ import tvm
 from tvm import relax
 
 from tvm_q4 import ops
+from tvm_q4._compat import TensorType
 from tvm_q4.quant import IntRange
 from tvm_q4.relay_passes._rewrite import (
     dataflow_bindings,
@@ -46,7 +47,7 @@ def check_integer_only(mod: tvm.IRModule) -> list[dict[str, str]]:
 
 
 def _is_float(binding: relax.VarBinding) -> bool:
-    if isinstance(binding.var.ty, relax.TensorType):
+    if isinstance(binding.var.ty, TensorType):
         return dtype_of(binding.var).startswith(("float", "bfloat"))
     return True
 

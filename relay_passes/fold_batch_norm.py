@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tvm import relax
 
 from tvm_q4 import ops
+from tvm_q4._compat import GenericConst
 from tvm_q4.errors import NumericsError
 from tvm_q4.meta import with_meta
 from tvm_q4.quant import INT32_MAX, INT32_MIN
@@ -96,11 +97,11 @@ class _Folder(MainRewriter):
     def _constant(self, expr: relax.Expr) -> Array:
         """Value of a parameter, through reshapes and dequantization."""
         made = self._made(expr)
-        if isinstance(made, tvm.ir.GenericConst):
+        if isinstance(made, GenericConst):
             return ops.const_array(made).astype(np.float64)
         if op_name(made) == "relax.reshape":
             return self._constant(made.args[0])
-        if ops.is_q4(made, "dequantize") and isinstance(made.args[0], tvm.ir.GenericConst):
+        if ops.is_q4(made, "dequantize") and isinstance(made.args[0], GenericConst):
             q, scale, zero = (ops.const_array(a).astype(np.float64) for a in made.args)
             if max(scale.size, zero.size) in (1, q.size):
                 return (q.ravel() - zero) * scale
@@ -121,10 +122,10 @@ class _Folder(MainRewriter):
     def _scaled_weight(self, expr: relax.Expr, factor: Array) -> tuple[relax.Expr, bool]:
         """The weights times `factor`, and whether they are integers with a scale."""
         made = self._made(expr)
-        if isinstance(made, tvm.ir.GenericConst):
+        if isinstance(made, GenericConst):
             scaled = ops.const_array(made).astype(np.float64) * factor.reshape(-1, 1, 1, 1)
             return relax.const(scaled.astype(np.float32), "float32"), False
-        if not ops.is_q4(made, "dequantize") or not isinstance(made.args[0], tvm.ir.GenericConst):
+        if not ops.is_q4(made, "dequantize") or not isinstance(made.args[0], GenericConst):
             raise _Unfoldable("the weights are not a constant")
         self._single(expr)
         return self.emit_q4(_scaled_integers(made, factor)), True

@@ -10,12 +10,13 @@ import tvm
 from tvm import relax
 
 from tvm_q4 import ops
+from tvm_q4._compat import GenericConst
 from tvm_q4.reference_ops.integer import quantize
 from tvm_q4.relay_passes._rewrite import MainRewriter, dataflow_bindings
 
 
 def _quantizes_constant(value: relax.Expr) -> bool:
-    return ops.is_q4(value, "quantize") and isinstance(value.args[0], tvm.ir.GenericConst)
+    return ops.is_q4(value, "quantize") and isinstance(value.args[0], GenericConst)
 
 
 class _Folder(MainRewriter):

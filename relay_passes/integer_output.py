@@ -10,6 +10,7 @@ import tvm
 from tvm import relax
 
 from tvm_q4 import ops
+from tvm_q4._compat import TensorType
 from tvm_q4.errors import UnsupportedError
 from tvm_q4.meta import with_meta
 from tvm_q4.relay_passes._rewrite import dataflow_bindings
@@ -32,7 +33,7 @@ def IntegerOutput(mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRM
         aliases.add(result)
         result = values[result]
     value = values.get(result)
-    if not isinstance(result.ty, relax.TensorType):
+    if not isinstance(result.ty, TensorType):
         raise UnsupportedError(
             "the model returns several tensors; tvm-q4 compiles models with one output"
         )

@@ -16,6 +16,7 @@ from tvm import relax
 from tvm.target import Target
 
 from tvm_q4 import ops
+from tvm_q4._compat import GenericConst, TensorType
 from tvm_q4.errors import UnsupportedError
 from tvm_q4.meta import model_meta
 from tvm_q4.quant import IntRange
@@ -60,7 +61,7 @@ class _Lowering:
         self.builder = relax.BlockBuilder()
         self.choices: dict[str, Choice] = {}
         self.kernels: dict[str, relax.GlobalVar] = {}
-        self.constants: dict[str, list[tvm.ir.GenericConst]] = {}
+        self.constants: dict[str, list[GenericConst]] = {}
         self.result = Lowered(mod)
         self.env: dict[relax.Var, relax.Expr] = {}
         self.tensors: dict[relax.Var, Tensor] = {}
@@ -72,11 +73,7 @@ class _Lowering:
         source = _input_quantize(self.mod) if quantized else None
         self.env, self.tensors, self.record = {}, {}, not quantized
         old = main.params[0]
-        ty = (
-            relax.TensorType(shape_of(source), str(source.ty.dtype))
-            if source is not None
-            else old.ty
-        )
+        ty = TensorType(shape_of(source), str(source.ty.dtype)) if source is not None else old.ty
         param = relax.Var(old.name, ty)
         with self.builder.function(name, [param]):
             with self.builder.dataflow():
@@ -97,7 +94,7 @@ class _Lowering:
 
     def _set_float(self, var: relax.Var, expr: relax.Expr, name: str) -> None:
         self.env[var] = expr
-        if isinstance(var.ty, relax.TensorType):
+        if isinstance(var.ty, TensorType):
             shape = shape_of(var)
             self.tensors[var] = Tensor(
                 name, shape4(shape), str(var.ty.dtype), None, PLAIN, rank=len(shape)
@@ -160,7 +157,7 @@ class _Lowering:
             self.constants[key] = [relax.const(a, str(a.dtype)) for a in arrays]
             if "weight" in layer.ops[0].params:
                 self.result.weight_bytes[layer.name] = arrays[0].nbytes
-        types = [relax.TensorType(t.physical_shape, t.dtype) for _, t in layer.outputs]
+        types = [TensorType(t.physical_shape, t.dtype) for _, t in layer.outputs]
         call = self.builder.emit(
             relax.op.call_tir(
                 self.kernels[name],

@@ -12,6 +12,7 @@ import tvm
 from tvm import relax
 
 from tvm_q4 import ops
+from tvm_q4._compat import GenericConst
 from tvm_q4.meta import with_meta
 from tvm_q4.relay_passes._rewrite import (
     MainRewriter,
@@ -60,7 +61,7 @@ class QdqRewriter(MainRewriter):
 
     def operand(self, expr: relax.Expr) -> Real | relax.Expr | None:
         """What is known of an operand: its meaning, a parameter, or only its expression."""
-        if isinstance(expr, tvm.ir.GenericConst):
+        if isinstance(expr, GenericConst):
             unnamed = relax.VarBinding(relax.Var("constant", expr.ty), expr)
             return Constant(origin=unnamed, shape=shape_of(expr), values=ops.const_array(expr))
         return self.env[expr] if isinstance(expr, relax.Var) else None

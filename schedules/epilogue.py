@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tvm import tirx
-
+from tvm_q4._compat import tirx
 from tvm_q4.quant import INT32_MAX, INT32_MIN
 from tvm_q4.schedules import lanes
 from tvm_q4.schedules.layer import Layer, Op

@@ -7,10 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from tvm import tirx
-from tvm.script.ir_builder import IRBuilder
-from tvm.tirx.script.builder import ir as T
 
+from tvm_q4._compat import IRBuilder, T, tirx
 from tvm_q4.schedules import lanes
 from tvm_q4.schedules.epilogue import emit_epilogue
 from tvm_q4.schedules.layer import Layer, Tensor

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm import tirx
 from tvm.ir import Expr
-from tvm.tirx.script.builder import ir as T
 
+from tvm_q4._compat import T, tirx
 from tvm_q4.schedules.layout import LANES
 
 Buffer = Any

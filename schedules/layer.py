@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import tvm
 from tvm import relax
 
 from tvm_q4 import ops
+from tvm_q4._compat import GenericConst
 from tvm_q4.errors import UnsupportedError
 from tvm_q4.quant import INT32_MAX, INT32_MIN, IntRange
 from tvm_q4.schedules.layout import Layout, shape4
@@ -179,7 +179,7 @@ def _value_bounds(op: Op, args: list[tuple[int, int]]) -> tuple[tuple[int, int],
 
 def _params(call: relax.Call, kind: str) -> dict[str, np.ndarray]:
     names = _PARAMS.get(kind, ())
-    start = len(call.args) - sum(isinstance(a, tvm.ir.GenericConst) for a in call.args)
+    start = len(call.args) - sum(isinstance(a, GenericConst) for a in call.args)
     params = {n: ops.const_array(c) for n, c in zip(names, call.args[start:], strict=False)}
     if kind in ("requantize", "add"):
         return {n: _normal(call, n, array) for n, array in params.items()}

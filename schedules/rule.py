@@ -11,9 +11,9 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
-from tvm import tirx
 from tvm.target import Target
 
+from tvm_q4._compat import tirx
 from tvm_q4.errors import UnsupportedError
 from tvm_q4.schedules.kernel import channel_params
 from tvm_q4.schedules.layer import Layer

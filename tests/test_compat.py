@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 from tvm_q4 import _compat
 from tvm_q4.errors import EnvironmentMismatch
 
+PACKAGES = ("tvm_q4", "tvm_q4.relay_passes", "tvm_q4.schedules")
 GOOD = ("0.27.0.post1", "0.1.14.post1")
 
 
@@ -96,3 +99,21 @@ def test_importing_the_package_loads_neither_tvm_nor_torch() -> None:
         "import sys, tvm_q4.cli.main; print({'tvm', 'torch', 'numpy', 'rich'} & set(sys.modules))"
     )
     assert run_python(dict(os.environ), "-c", code).stdout == "set()\n"
+
+
+def test_every_name_of_tvm_is_where_the_table_says() -> None:
+    for name, (module, attribute) in _compat._TVM_NAMES.items():
+        assert getattr(_compat, name) is getattr(importlib.import_module(module), attribute)
+    with pytest.raises(AttributeError, match="no attribute 'Relay'"):
+        _ = _compat.Relay
+
+
+def test_no_other_file_reaches_for_these_names() -> None:
+    folders = (Path(importlib.import_module(n).__file__).parent for n in PACKAGES)
+    files = {p for folder in folders for p in folder.rglob("*.py") if p.name != "_compat.py"}
+    modules = {m for m, _ in _compat._TVM_NAMES.values()} - {"tvm", "tvm.ir", "tvm.relax"}
+    banned = re.compile("|".join(re.escape(m) for m in sorted(modules)) + r"|tvm import tirx")
+    banned_uses = re.compile(r"tvm\.ir\.GenericConst|relax\.TensorType|tvm\.tirx")
+    texts = {p: p.read_text() for p in files}
+    assert len(texts) > 50
+    assert [p for p, t in texts.items() if banned.search(t) or banned_uses.search(t)] == []

@@ -7,19 +7,48 @@ looks at the installed versions without importing either, so that a wrong pair i
 
 from __future__ import annotations
 
+import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.metadata
 import sys
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 from tvm_q4.errors import EnvironmentMismatch
+
+# TVM's names that moved in recent releases, or that are not among its documented ones: where the
+# pinned release has them. They are imported when asked for, because TVM must not load before
+# `require_pair` has run.
+_TVM_NAMES = {
+    "GenericConst": ("tvm.ir", "GenericConst"),  # relax.Constant until 0.26
+    "IRBuilder": ("tvm.script.ir_builder", "IRBuilder"),
+    "T": ("tvm.tirx.script.builder", "ir"),  # tvm.script.ir_builder.tir until 0.23
+    "TensorType": ("tvm.relax", "TensorType"),  # relax.TensorStructInfo until 0.25
+    "VirtualMachine": ("tvm.runtime.vm", "VirtualMachine"),  # relax.VirtualMachine once
+    "find_cpp_compiler": ("tvm.support.cc", "get_cc"),  # tvm.contrib.cc once
+    "llvm_get_cpu_features": ("tvm.target.codegen", "llvm_get_cpu_features"),
+    "llvm_get_system_cpu": ("tvm.target.codegen", "llvm_get_system_cpu"),
+    "llvm_is_valid_cpu": ("tvm.target.codegen", "llvm_is_valid_cpu"),
+    "register_op": ("tvm.ir._ffi_api", "RegisterOp"),
+    "target_has_features": ("tvm.target.codegen", "target_has_features"),
+    "tirx": ("tvm", "tirx"),  # tvm.tir until 0.23
+}
 
 TVM_PACKAGE = "apache-tvm"
 FFI_PACKAGE = "apache-tvm-ffi"
 TESTED_PAIRS = {"0.27.0.post1": ("0.1.14.post1",)}
 """Versions of apache-tvm, each with the versions of apache-tvm-ffi that it was tested with."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _TVM_NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _TVM_NAMES[name]
+    value = getattr(importlib.import_module(module), attribute)
+    globals()[name] = value
+    return value
 
 
 def installed_version(package: str) -> str | None:

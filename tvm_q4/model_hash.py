@@ -9,6 +9,7 @@ import tvm
 from tvm import relax
 
 from tvm_q4 import ops
+from tvm_q4._compat import GenericConst, tirx
 from tvm_q4.relay_passes._rewrite import dataflow_bindings, op_name
 
 
@@ -39,13 +40,13 @@ def _update(digest: hashlib._Hash, value: relax.Expr, numbers: dict[relax.Var, i
         digest.update(f"call {op_name(value)} {_attributes(value)};".encode())
         for arg in _hashed_args(value):
             _update(digest, arg, numbers)
-    elif isinstance(value, tvm.ir.GenericConst):
+    elif isinstance(value, GenericConst):
         array = ops.const_array(value)
         digest.update(f"const {array.dtype} {array.shape};".encode() + array.tobytes())
     elif isinstance(value, relax.Tuple):
         for f in value.fields:
             _update(digest, f, numbers)
-    elif isinstance(value, (tvm.tirx.IntImm, tvm.tirx.FloatImm)):
+    elif isinstance(value, (tirx.IntImm, tirx.FloatImm)):
         digest.update(f"{value.value};".encode())
     elif isinstance(value, relax.TupleGetItem):
         digest.update(f"item {value.index};".encode())

@@ -8,6 +8,7 @@ from typing import Any
 from tvm import relax
 
 from tvm_q4 import errors
+from tvm_q4._compat import TensorType
 
 
 def ints(values: Any) -> list[int]:
@@ -19,8 +20,8 @@ def _shape(expr: relax.Expr) -> list[int]:
     return [int(d) for d in expr.ty.shape]
 
 
-def _same_shape(call: relax.Call, _ctx: Any) -> relax.TensorType:
-    return relax.TensorType(_shape(call.args[0]), call.attrs["dtype"])
+def _same_shape(call: relax.Call, _ctx: Any) -> TensorType:
+    return TensorType(_shape(call.args[0]), call.attrs["dtype"])
 
 
 def pooled_size(size: int, kernel: int, stride: int, pads: int, dilation: int, ceil: bool) -> int:
@@ -71,7 +72,7 @@ def _expect(holds: bool, call: relax.Call, what: str) -> None:
         raise errors.InputError(msg)
 
 
-def _conv_type(call: relax.Call, _ctx: Any) -> relax.TensorType:
+def _conv_type(call: relax.Call, _ctx: Any) -> TensorType:
     n, c, h, w = _shape(call.args[0])
     o, i, kh, kw = _shape(call.args[1])
     a = call.attrs
@@ -80,40 +81,40 @@ def _conv_type(call: relax.Call, _ctx: Any) -> relax.TensorType:
     _expect(_shape(call.args[2]) in ([o], [1]), call, "the bias needs one value a channel")
     pad, stride, dil = ints(a["padding"]), ints(a["strides"]), ints(a["dilation"])
     out = pool_output((h, w), (kh, kw), stride, pad, dil, where=_where(call))
-    return relax.TensorType([n, o, *out], "int32")
+    return TensorType([n, o, *out], "int32")
 
 
-def _dense_type(call: relax.Call, _ctx: Any) -> relax.TensorType:
+def _dense_type(call: relax.Call, _ctx: Any) -> TensorType:
     (n, i), (o, k) = _shape(call.args[0]), _shape(call.args[1])
     _expect(i == k, call, "data and weight disagree on the input features")
     _expect(_shape(call.args[2]) in ([o], [1]), call, "the bias needs one value a feature")
-    return relax.TensorType([n, o], "int32")
+    return TensorType([n, o], "int32")
 
 
-def _add_type(call: relax.Call, ctx: Any) -> relax.TensorType:
+def _add_type(call: relax.Call, ctx: Any) -> TensorType:
     _expect(_shape(call.args[0]) == _shape(call.args[1]), call, "both sides must have one shape")
     return _same_shape(call, ctx)
 
 
-def _pool_type(call: relax.Call, _ctx: Any) -> relax.TensorType:
+def _pool_type(call: relax.Call, _ctx: Any) -> TensorType:
     n, c, h, w = _shape(call.args[0])
     a = call.attrs
     k, s, p, d = (ints(a[key]) for key in ("pool_size", "strides", "padding", "dilation"))
     out = pool_output((h, w), k, s, p, d, bool(a["ceil_mode"]), _where(call))
-    return relax.TensorType([n, c, *out], a["dtype"])
+    return TensorType([n, c, *out], a["dtype"])
 
 
-def _concat_type(call: relax.Call, _ctx: Any) -> relax.TensorType:
+def _concat_type(call: relax.Call, _ctx: Any) -> TensorType:
     axis = int(call.attrs["axis"])
     shapes = [_shape(a) for a in call.args]
     rest = {(*s[:axis], *s[axis + 1 :]) for s in shapes}
     _expect(len(rest) == 1, call, f"inputs differ beyond axis {axis}")
     shape = list(shapes[0])
     shape[axis] = sum(s[axis] for s in shapes)
-    return relax.TensorType(shape, call.attrs["dtype"])
+    return TensorType(shape, call.attrs["dtype"])
 
 
-TYPES: dict[str, Callable[[relax.Call, Any], relax.TensorType]] = {
+TYPES: dict[str, Callable[[relax.Call, Any], TensorType]] = {
     "quantize": _same_shape,
     "dequantize": _same_shape,
     "requantize": _same_shape,

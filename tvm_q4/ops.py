@@ -34,9 +34,9 @@ import tvm
 import tvm_ffi
 from numpy.typing import ArrayLike
 from tvm import relax
-from tvm.ir import _ffi_api as _ir_ffi
 
 from tvm_q4 import errors
+from tvm_q4._compat import GenericConst, register_op
 from tvm_q4.op_types import TYPES, ints
 from tvm_q4.op_types import pool_output as pool_output
 from tvm_q4.op_types import pooled_size as pooled_size
@@ -50,7 +50,7 @@ DEQUANTIZE_FORMS = ("multiply", "divide")
 def _register() -> None:
     for name, infer in TYPES.items():
         op = f"q4.{name}"
-        _ir_ffi.RegisterOp(op, f"tvm-q4 {name}; see tvm_q4.ops")
+        register_op(op, f"tvm-q4 {name}; see tvm_q4.ops")
         tvm.ir.register_op_attr(op, "FInferType", infer)
         tvm.ir.register_op_attr(op, "FPurity", True)
         tvm.ir.register_op_attr(op, "TScriptPrinterName", op)
@@ -78,9 +78,7 @@ def attrs_of(call: relax.Call) -> dict[str, Any]:
 
 def const_array(expr: relax.Expr) -> np.ndarray:
     """NumPy array of a Relax constant."""
-    assert isinstance(expr, tvm.ir.GenericConst), (
-        f"expected a constant, found {type(expr).__name__}"
-    )
+    assert isinstance(expr, GenericConst), f"expected a constant, found {type(expr).__name__}"
     return expr.value.numpy()
 
 
@@ -98,7 +96,7 @@ def call(op: str, args: Sequence[relax.Expr], **attrs: Any) -> relax.Call:
     return relax.Call(tvm.ir.Op.get(f"q4.{op}"), list(args), node)
 
 
-def _const(value: ArrayLike, dtype: str) -> tvm.ir.GenericConst:
+def _const(value: ArrayLike, dtype: str) -> GenericConst:
     return relax.const(np.asarray(value, dtype=dtype), dtype)
 
 

@@ -14,6 +14,7 @@ import tvm
 from numpy.typing import NDArray
 from tvm import relax
 
+from tvm_q4._compat import GenericConst, tirx
 from tvm_q4.errors import InputError, UnsupportedError
 from tvm_q4.ops import attrs_of, const_array
 from tvm_q4.reference_ops.integer import Q4_OPS
@@ -143,9 +144,9 @@ class _Frame:
             return self.value(expr.tuple_value, env)[expr.index]
         if isinstance(expr, relax.ShapeExpr):
             return tuple(int(d) for d in expr.values)
-        if isinstance(expr, (tvm.tirx.IntImm, tvm.tirx.FloatImm)):
+        if isinstance(expr, (tirx.IntImm, tirx.FloatImm)):
             return expr.value
-        if isinstance(expr, tvm.ir.GenericConst):
+        if isinstance(expr, GenericConst):
             return self.owner.constant(expr)
         msg = (
             f"expression of kind {type(expr).__name__} has no definition in the reference executor"

@@ -6,8 +6,8 @@ import json
 import os
 
 from tvm.target import Target
-from tvm.target.codegen import llvm_get_system_cpu, llvm_is_valid_cpu
 
+from tvm_q4._compat import llvm_get_system_cpu, llvm_is_valid_cpu
 from tvm_q4.errors import TargetError
 
 

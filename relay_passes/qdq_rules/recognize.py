@@ -9,11 +9,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tvm
 from numpy.typing import NDArray
 from tvm import relax
 
 from tvm_q4 import ops
+from tvm_q4._compat import GenericConst
 from tvm_q4.quant import IntRange
 from tvm_q4.reference_ops.movement import MOVEMENT_OPS
 from tvm_q4.relay_passes._rewrite import layer_name, op_name, shape_of, tensor_name
@@ -57,7 +57,7 @@ def dequantize(pass_: QdqRewriter, binding: relax.VarBinding) -> Real | None:
     zero_point = broadcast_scale(ops.const_array(call.args[2]).astype(np.int64), rank, axis)
     bounds = IntRange(int(a["qmin"]), int(a["qmax"]))
     common = {"origin": binding, "shape": shape_of(call), "scale": scale, "range": bounds}
-    if isinstance(call.args[0], tvm.ir.GenericConst):
+    if isinstance(call.args[0], GenericConst):
         if str(a["form"]) != "multiply":
             return None
         return Constant(values=ops.const_array(call.args[0]), zero_point=zero_point, **common)

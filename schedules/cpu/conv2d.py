@@ -13,10 +13,9 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from tvm import tirx
 from tvm.target import Target
-from tvm.tirx.script.builder import ir as T
 
+from tvm_q4._compat import T, tirx
 from tvm_q4.quant import INT32_MAX
 from tvm_q4.schedules import lanes
 from tvm_q4.schedules.cpu.dot import DotForm, dot_forms

@@ -25,10 +25,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from tvm import tirx
 from tvm.target import Target
-from tvm.target.codegen import target_has_features
 
+from tvm_q4._compat import target_has_features, tirx
 from tvm_q4.quant import IntRange
 from tvm_q4.schedules import lanes
 from tvm_q4.schedules.layout import LANES

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm import tirx
 from tvm.target import Target
-from tvm.tirx.script.builder import ir as T
 
+from tvm_q4._compat import T, tirx
 from tvm_q4.schedules import lanes
 from tvm_q4.schedules.kernel import Kernel, prim_func
 from tvm_q4.schedules.layer import Layer

@@ -167,7 +167,9 @@ def test_float_model_is_refused_only_where_it_must_be_quantized(tmp_path: Path) 
     facts = model_meta(load_model(path))
     assert (facts["name"], facts["classes"], facts["transform"]) == ("n", ["a"], "t")
     assert len(facts["sha256"]) == 64 and facts["source_tool"] == f"torch {torch.__version__}"
-    with pytest.raises(InputError, match=r"has no quantize nodes.*tvm_q4.quantize.quantize_ptq") as error:
+    with pytest.raises(
+        InputError, match=r"has no quantize nodes.*tvm_q4.quantize.quantize_ptq"
+    ) as error:
         load_model(path, require_quantized=True)
     assert str(path) in message(error)
 

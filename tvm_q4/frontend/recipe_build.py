@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tvm import relax
 
 from tvm_q4 import ops
+from tvm_q4._compat import TensorType
 from tvm_q4.errors import InputError, Q4Error, UnsupportedError
 from tvm_q4.frontend.recipe_checks import check_op
 from tvm_q4.frontend.recipe_schema import MOVEMENT_SPECS, OP_SPECS, check_keys, is_int
@@ -59,7 +60,7 @@ def _parameter(entry: Any, batch: int, image_size: tuple[int, int] | None) -> re
         if len(shape) != 3:
             raise InputError(f"recipe input: shape {shape} has no height and width to change")
         shape = [shape[0], *image_size]
-    return relax.Var(entry["name"], relax.TensorType([batch, *shape], dtype))
+    return relax.Var(entry["name"], TensorType([batch, *shape], dtype))
 
 
 def _check_names(entries: list[Any], document: dict[str, Any]) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tvm import relax
 
+from tvm_q4._compat import TensorType
 from tvm_q4.errors import InputError
 from tvm_q4.frontend.recipe_schema import OP_SPECS, check_keys
 
@@ -19,7 +19,7 @@ _NARROW = ("int8", "uint8")
 _MAX_SHIFT = 62
 
 
-def check_op(entry: Entry, constants: Constants, inputs: list[relax.TensorType]) -> None:
+def check_op(entry: Entry, constants: Constants, inputs: list[TensorType]) -> None:
     """Raise InputError, with the operator's name, for anything that is not as it must be."""
     op, where = entry["op"], f"recipe op {entry['op']} {entry['name']!r}"
     spec = OP_SPECS[op]
@@ -53,7 +53,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _check_inputs(entry: Entry, inputs: list[relax.TensorType], where: str) -> None:
+def _check_inputs(entry: Entry, inputs: list[TensorType], where: str) -> None:
     """Only a quantizer reads floats; a convolution reads 8-bit containers in NCHW."""
     op, types = entry["op"], [str(t.dtype) for t in inputs]
     floats = op == "quantize"

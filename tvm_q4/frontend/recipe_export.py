@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from tvm import relax
 
 from tvm_q4 import ops
+from tvm_q4._compat import GenericConst
 from tvm_q4.errors import UnsupportedError
 from tvm_q4.frontend.recipe_schema import FORMAT, Q4_SPECS, VERSION
 from tvm_q4.meta import model_meta
@@ -91,7 +92,7 @@ class _Exporter:
         inputs = [self.tensor(a, f"an input of {where}") for a in call.args[:tensors]]
         entry: Entry = {"op": op, "name": name, "inputs": inputs}
         for key, arg in zip(spec.arrays, call.args[tensors:], strict=False):
-            if not isinstance(arg, tvm.ir.GenericConst):
+            if not isinstance(arg, GenericConst):
                 msg = f"{where}: {key} is no constant; fold constants before the export"
                 raise UnsupportedError(msg)
             entry[key] = f"{name}.{key}"

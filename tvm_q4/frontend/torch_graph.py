@@ -10,6 +10,7 @@ import torch
 import tvm
 from tvm import relax
 
+from tvm_q4._compat import TensorType
 from tvm_q4.errors import InputError, UnsupportedError
 from tvm_q4.frontend.torch_names import NameScope, describe, op_name
 from tvm_q4.frontend.torch_ops import CONVERTERS, NO_OPERATION
@@ -80,7 +81,7 @@ class GraphImporter:
         self._input = self._only_input(program)
         shape, self.recorded_batch = _input_shape(self._input, batch, image_size)
         self.batch = shape[0]
-        self._parameter = relax.Var("x", relax.TensorType(shape, "float32"))
+        self._parameter = relax.Var("x", TensorType(shape, "float32"))
         self._env[self._input] = Value(self._parameter, "input")
 
     def _only_input(self, program: torch.export.ExportedProgram) -> Any:

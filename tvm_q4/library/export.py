@@ -64,9 +64,9 @@ def find_compiler() -> str:
     EnvironmentMismatch
         If there is none.
     """
-    from tvm.support.cc import get_cc
+    from tvm_q4._compat import find_cpp_compiler
 
-    compiler = get_cc()
+    compiler = find_cpp_compiler()
     if compiler is None or shutil.which(compiler) is None:
         found = f"{compiler!r} is not there" if compiler else "none was found"
         msg = f"linking a library needs a C++ compiler, {found}; install g++ or clang, or set CXX"

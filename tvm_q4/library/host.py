@@ -57,7 +57,8 @@ def check_host(metadata: Mapping[str, Any], path: str | Path) -> None:
     if target.get("kind") != "llvm" or not mcpu or platform.machine() not in ("x86_64", "AMD64"):
         return
     from tvm.target import Target
-    from tvm.target.codegen import llvm_get_cpu_features
+
+    from tvm_q4._compat import llvm_get_cpu_features
 
     needed = {str(f) for f in llvm_get_cpu_features(Target({"kind": "llvm", "mcpu": mcpu}))}
     missing = missing_features(needed, cpu_flags())

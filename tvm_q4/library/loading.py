@@ -216,7 +216,8 @@ def set_threads(count: int) -> None:
 
 def _virtual_machine(path: Path, metadata: dict[str, Any]) -> Any:
     import tvm
-    from tvm.runtime.vm import VirtualMachine
+
+    from tvm_q4._compat import VirtualMachine
 
     try:
         # The pooled allocator (the default) keeps the arena of the last run for the next one.

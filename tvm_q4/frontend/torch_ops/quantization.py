@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import tvm
 
 from tvm_q4 import ops
+from tvm_q4._compat import GenericConst
 from tvm_q4.frontend.torch_ops.registry import ImporterFace, NodeView, Value, converts
 
 _SPACE = "quantized_decomposed"
@@ -43,7 +43,7 @@ def _numbers(node: NodeView, name: str) -> np.ndarray:
     """Argument `name`, a number or a constant tensor, as float64 [C]."""
     value = node[name]
     if isinstance(value, Value):
-        if not isinstance(value.expr, tvm.ir.GenericConst):
+        if not isinstance(value.expr, GenericConst):
             raise node.unsupported(
                 f"{name} is computed at run time; only static (calibrated) scales are supported"
             )
