@@ -3,20 +3,44 @@
 from __future__ import annotations
 
 import json
+import platform
 
 import pytest
 from tvm.target.codegen import llvm_get_system_cpu
 
 from tvm_q4.errors import TargetError
-from tvm_q4.targets import parse_target
+from tvm_q4.library.host import cpu_flags
+from tvm_q4.targets import host_cpu, parse_target
 
 
 @pytest.mark.parametrize("text", ["llvm", "  llvm\n"])
 def test_llvm_is_this_cpu(text: str) -> None:
     target = parse_target(text)
     assert target.kind.name == "llvm"
-    assert target.attrs["mcpu"] == llvm_get_system_cpu()
+    assert target.attrs["mcpu"] in (llvm_get_system_cpu(), host_cpu())
     assert int(target.attrs["num-cores"]) >= 1
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="levels are those of x86-64")
+@pytest.mark.parametrize(
+    ("hidden", "expected"),
+    [
+        ("", "znver4"),
+        ("avx512vnni", "x86-64-v4"),
+        ("avx512vnni avx512f", "x86-64-v3"),
+        ("avx512vnni avx512f avx2", "x86-64-v2"),
+    ],
+)
+def test_extensions_that_a_virtual_machine_hides_are_not_used(hidden: str, expected: str) -> None:
+    names = "avx avx2 fma f16c bmi bmi2 gfni vaes vpclmulqdq avx512f avx512cd avx512bw avx512dq"
+    names += " avx512vl avx512bf16 avx512vbmi avx512vbmi2 avx512ifma avx512vnni avx512bitalg"
+    flags = frozenset((names + " avx512vpopcntdq").split()) - set(hidden.split())
+    assert host_cpu("znver4", flags) == expected
+
+
+@pytest.mark.skipif(cpu_flags() is None, reason="this system does not list the CPU's extensions")
+def test_this_cpu_has_what_the_host_target_uses() -> None:
+    assert host_cpu() == parse_target("llvm").attrs["mcpu"]
 
 
 def test_json() -> None:

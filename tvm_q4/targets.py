@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 
 from tvm.target import Target
 
-from tvm_q4._compat import llvm_get_system_cpu, llvm_is_valid_cpu
+from tvm_q4._compat import llvm_get_cpu_features, llvm_get_system_cpu, llvm_is_valid_cpu
 from tvm_q4.errors import TargetError
+from tvm_q4.library.host import cpu_flags, missing_features
 
 
 def parse_target(text: str) -> Target:
@@ -28,7 +30,7 @@ def parse_target(text: str) -> Target:
     text = text.strip()
     if text == "llvm":
         cores = os.cpu_count() or 1
-        return Target({"kind": "llvm", "mcpu": llvm_get_system_cpu(), "num-cores": cores})
+        return Target({"kind": "llvm", "mcpu": host_cpu(), "num-cores": cores})
     if text.startswith(("cuda", "nvidia/")):
         raise TargetError(f"target {text!r}: this version has CPU kernels only; use --target llvm")
     target = _from_json(text) if text.startswith("{") else _from_tag(text)
@@ -45,6 +47,30 @@ def parse_target(text: str) -> Target:
         hint = "see `tvm-q4 doctor` for this one's name"
         raise TargetError(f"target {text!r}: LLVM knows no CPU {mcpu!r}; {hint}")
     return target
+
+
+def host_cpu(named: str | None = None, flags: frozenset[str] | None = None) -> str:
+    """LLVM's name of a CPU whose every instruction this machine has.
+
+    LLVM names a CPU by its model. Where a virtual machine hides some of the model's extensions, the
+    best plain level that it has is taken instead.
+
+    Parameters
+    ----------
+    named : str, optional
+        The CPU that LLVM found; asked of LLVM where None.
+    flags : frozenset of str, optional
+        Extensions of the machine, as `tvm_q4.library.host.cpu_flags` gives them.
+    """
+    named = llvm_get_system_cpu() if named is None else named
+    flags = cpu_flags() if flags is None else flags
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return named
+    for name in (named, "x86-64-v4", "x86-64-v3", "x86-64-v2"):
+        needed = {str(f) for f in llvm_get_cpu_features(Target({"kind": "llvm", "mcpu": name}))}
+        if not missing_features(needed, flags):
+            return name
+    return "x86-64"
 
 
 def target_arch(target: Target) -> str:
