@@ -35,7 +35,9 @@ def _run(*arguments: str) -> None:
     command = compiler()
     if command is None:
         raise EmulationError("there is no C++ compiler (g++, or what CXX names)")
-    result = subprocess.run([command, *_FLAGS, *arguments], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [command, *_FLAGS, *arguments], capture_output=True, text=True, check=False
+    )
     if result.returncode:
         raise EmulationError(f"the translated kernel does not compile:\n{result.stderr[:4000]}")
 

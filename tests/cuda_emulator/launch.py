@@ -82,7 +82,9 @@ def run(
     if threads > min(translation.max_threads, 1024):
         raise EmulationError(f"{threads} threads in a block of at most {translation.max_threads}")
     if arch in _SHARED_LIMIT and shared_bytes > _SHARED_LIMIT[arch] * 1024:
-        raise EmulationError(f"{shared_bytes} bytes of shared memory; sm_{arch} has {_SHARED_LIMIT[arch]} KiB")
+        raise EmulationError(
+            f"{shared_bytes} bytes of shared memory; sm_{arch} has {_SHARED_LIMIT[arch]} KiB"
+        )
     values = _in_order(args, translation.parameters)
     packed = (_Argument * len(values))(*map(_pack, translation.parameters, values))
     total = grid3[0] * grid3[1] * grid3[2]
@@ -116,7 +118,9 @@ def _in_order(
     if isinstance(args, Mapping):
         by_name = dict(args)
         values = [
-            by_name.pop(p.name) if p.name in by_name else by_name.pop(p.name.removesuffix("_ptr"), None)
+            by_name.pop(p.name)
+            if p.name in by_name
+            else by_name.pop(p.name.removesuffix("_ptr"), None)
             for p in parameters
         ]
         missing = [p.name for p, v in zip(parameters, values, strict=True) if v is None]
@@ -133,7 +137,9 @@ def _pack(parameter: Parameter, value: Argument) -> _Argument:
     name = parameter.name.encode()
     if not parameter.pointer:
         if not isinstance(value, (int, np.integer)):
-            raise EmulationError(f"parameter {parameter.name} is an integer, not {type(value).__name__}")
+            raise EmulationError(
+                f"parameter {parameter.name} is an integer, not {type(value).__name__}"
+            )
         return _Argument(name, None, int(value), 1)
     array = value.array if isinstance(value, Uninitialized) else value
     if not isinstance(array, np.ndarray) or not array.flags.c_contiguous:

@@ -22,7 +22,7 @@ _AXES = ("x", "y", "z")
 
 @dataclass(frozen=True)
 class Kernel:
-    """One ``__global__`` function: its source, launch extents, and bytes of dynamic shared memory."""
+    """A ``__global__`` function: source, launch extents, and bytes of dynamic shared memory."""
 
     source: str
     name: str
@@ -115,11 +115,15 @@ def run_prim_func(
     for kernel in lower(func, arch, pipeline):
         missing = [p for p in kernel.parameters if p not in by_name]
         if missing:
-            raise EmulationError(f"{kernel.name}: parameters {missing} are no arguments of the function")
+            raise EmulationError(
+                f"{kernel.name}: parameters {missing} are no arguments of the function"
+            )
         values = [by_name[p] for p in kernel.parameters]
         source = change(kernel.source) if change else kernel.source
         number = int(arch.removeprefix("sm_").rstrip("abf"))
-        counts = run(source, kernel.name, kernel.grid, kernel.block, values, kernel.shared_bytes, arch=number)
+        counts = run(
+            source, kernel.name, kernel.grid, kernel.block, values, kernel.shared_bytes, arch=number
+        )
         for name, value in counts.items():
             total[name] = total.get(name, 0) + value
     return total

@@ -1,4 +1,4 @@
-"""A sample epilogue: bias, dyadic requantization in 64 bits, clamp, 16-byte stores, packed nibbles."""
+"""A sample epilogue: bias, 64-bit requantization, clamp, 16-byte stores, packed nibbles."""
 
 from __future__ import annotations
 

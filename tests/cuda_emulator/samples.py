@@ -1,7 +1,7 @@
 """Small kernels in the form that our schedules generate, to test the emulator with.
 
-`gemm` multiplies A[32, K] by B[32, K] transposed, both packed into int32 words with k contiguous, in
-one block of two warps. It goes through shared memory in slabs of 32 bytes a row.
+`gemm` multiplies A[32, K] by B[32, K] transposed, both packed into int32 words with k contiguous,
+in one block of two warps. It goes through shared memory in slabs of 32 bytes a row.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ def vector(start: Any, lanes: int = 4) -> Any:
 
 def copy(target: Any, at: list[Any], source: Any, start: list[Any], lanes: int = 4) -> None:
     """Copy `lanes` consecutive elements."""
-    T.buffer_store(target, source[(*start[:-1], vector(start[-1], lanes))], [*at[:-1], vector(at[-1], lanes)])
+    T.buffer_store(
+        target, source[(*start[:-1], vector(start[-1], lanes))], [*at[:-1], vector(at[-1], lanes)]
+    )
 
 
 def barrier() -> None:
@@ -87,7 +89,9 @@ class Gemm:
         """Shared memory, fragments, and zero accumulators."""
         mma = self.mma
         self.tx, self.lane, self.warp = tx, tx % 32, tx // 32
-        self.shared = [T.alloc_buffer((self.stages, ROWS, SLAB), "int32", scope="shared") for _ in "ab"]
+        self.shared = [
+            T.alloc_buffer((self.stages, ROWS, SLAB), "int32", scope="shared") for _ in "ab"
+        ]
         self.a_regs = T.alloc_buffer((mma.m // 8 * mma.words // 4,), "uint32", scope="local")
         self.b_regs = T.alloc_buffer((mma.words // 4,), "uint32", scope="local")
         self.staged = T.alloc_buffer((8,), "int32", scope="local")
@@ -118,7 +122,11 @@ class Gemm:
         row, half = self.tx // 2, self.tx % 2
         for source, target in zip((self.a, self.b), self.shared, strict=True):
             at = target.ptr_to([stage, row, self.word(row, half)])
-            T.evaluate(PTX["cp.async.cg.shared.global"](at, source.ptr_to([row, slab * SLAB + half * 4]), 16))
+            T.evaluate(
+                PTX["cp.async.cg.shared.global"](
+                    at, source.ptr_to([row, slab * SLAB + half * 4]), 16
+                )
+            )
 
     def read_a(self, stage: Any, tile: int, step: int) -> None:
         """Load a fragment of A."""

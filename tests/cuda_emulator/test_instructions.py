@@ -14,7 +14,9 @@ TX = "((int)threadIdx.x)"
 
 def kernel(body: str, parameters: str, threads: int = 32) -> str:
     """CUDA text of a kernel `k`, in the form that TVM prints."""
-    return f'extern "C" __global__ void __launch_bounds__({threads}) k({parameters}) {{\n{body}\n}}\n'
+    return (
+        f'extern "C" __global__ void __launch_bounds__({threads}) k({parameters}) {{\n{body}\n}}\n'
+    )
 
 
 def asm(template: str, outputs: str = "", inputs: str = "") -> str:
@@ -55,7 +57,9 @@ LAYOUTS = {
 def elements(registers: np.ndarray, bits: int, signed: bool) -> np.ndarray:
     """Elements of each lane's registers, low bits first: [32, n]."""
     shifts = np.arange(0, 32, bits, dtype=np.uint32)
-    values = (registers[:, :, None] >> shifts & np.uint32(2**bits - 1)).reshape(32, -1).astype(np.int64)
+    values = (
+        (registers[:, :, None] >> shifts & np.uint32(2**bits - 1)).reshape(32, -1).astype(np.int64)
+    )
     return np.where(signed & (values >> (bits - 1) == 1), values - 2**bits, values)
 
 
@@ -111,11 +115,12 @@ def test_mma_overflow(option: str, expected: int) -> None:
 def test_ldmatrix(count: int) -> None:
     outs = ", ".join(f'"=r"(Y_ptr[{TX} * {count} + {i}])' for i in range(count))
     group = "{" + ", ".join(f"%{i}" for i in range(count)) + "}"
+    template = f"ldmatrix.sync.aligned.m8n8.x{count}.shared.b16 {group}, [%{count}];"
     body = f"""  __shared__ alignas(64) uint s[128];
   *(uint4*)(s + {TX} * 4) = *(uint4*)(X_ptr + {TX} * 4);
   __syncthreads();
   unsigned int addr = __cvta_generic_to_shared(s + ({TX} * 13 & {8 * count - 1}) * 4);
-  {asm(f"ldmatrix.sync.aligned.m8n8.x{count}.shared.b16 {group}, [%{count}];", outs, '"r"(addr)')}"""
+  {asm(template, outs, '"r"(addr)')}"""
     x, y = words(128), np.zeros(32 * count, np.uint32)
     run(kernel(body, "uint* X_ptr, uint* Y_ptr"), "k", (1,), (32,), [x, y])
     rows = x.reshape(32, 4)[np.arange(32) * 13 % (8 * count)]
@@ -124,11 +129,12 @@ def test_ldmatrix(count: int) -> None:
 
 
 def test_ldmatrix_of_sm_75_reads_every_address() -> None:
+    template = "ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];"
     body = f"""  __shared__ alignas(64) uint s[32];
   s[{TX}] = 0;
   __syncthreads();
   unsigned int addr = __cvta_generic_to_shared(s + {TX} * 4) + {TX} / 8;
-  {asm("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];", f'"=r"(Y_ptr[{TX}])', '"r"(addr)')}"""
+  {asm(template, f'"=r"(Y_ptr[{TX}])', '"r"(addr)')}"""
     text, y = kernel(body, "uint* Y_ptr"), np.ones(32, np.uint32)
     run(text, "k", (1,), (32,), [y], arch=80)
     assert not y.any()
@@ -141,7 +147,9 @@ def elementwise(expression: str, count: int = 3) -> np.ndarray:
     loads = "\n".join(f"  uint {n} = X{i}_ptr[{TX}];" for i, n in enumerate("abc"[:count]))
     pointers = ", ".join(f"uint* X{i}_ptr" for i in range(count))
     y = np.zeros(256, np.uint32)
-    text = kernel(f"{loads}\n  uint y;\n  {expression}\n  Y_ptr[{TX}] = y;", f"{pointers}, uint* Y_ptr", 256)
+    text = kernel(
+        f"{loads}\n  uint y;\n  {expression}\n  Y_ptr[{TX}] = y;", f"{pointers}, uint* Y_ptr", 256
+    )
     run(text, "k", (1,), (256,), [*(words(256, i) for i in range(count)), Uninitialized(y)])
     return y
 
@@ -155,7 +163,10 @@ def test_prmt_picks_bytes_and_signs() -> None:
         byte = source[np.arange(256), s & 7]
         want[:, i] = np.where(s & 8, np.where(byte >> 7, 255, 0), byte)
     operands = '"r"(a), "r"(b), "r"(c)'
-    assert (elementwise(asm("prmt.b32 %0, %1, %2, %3;", '"=r"(y)', operands)) == want.view(np.uint32)[:, 0]).all()
+    assert (
+        elementwise(asm("prmt.b32 %0, %1, %2, %3;", '"=r"(y)', operands))
+        == want.view(np.uint32)[:, 0]
+    ).all()
     assert (elementwise("y = __byte_perm(a, b, c);") == want.view(np.uint32)[:, 0]).all()
 
 
@@ -175,7 +186,9 @@ def test_cvt_pack_appends_two_saturated_values(kind: str) -> None:
     bits = int(kind[1])
     lo, hi = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if kind[0] == "s" else (0, 2**bits - 1)
     template = f"cvt.pack.sat.{kind}.s32.b32 %0, %1, %2, %3;"
-    y = elementwise("a = (int)a >> 26; b = (int)b >> 26; " + asm(template, '"=r"(y)', '"r"(a), "r"(b), "r"(c)'))
+    y = elementwise(
+        "a = (int)a >> 26; b = (int)b >> 26; " + asm(template, '"=r"(y)', '"r"(a), "r"(b), "r"(c)')
+    )
     a, b = (np.clip(words(256, i).view(np.int32) >> 26, lo, hi) & (2**bits - 1) for i in range(2))
     want = words(256, 2).astype(np.int64) << (2 * bits) | a.astype(np.int64) << bits | b
     assert (y == want % 2**32).all()
@@ -188,14 +201,20 @@ def test_integer_arithmetic() -> None:
     assert (elementwise(asm("mul.hi.s32 %0, %1, %2;", '"=r"(y)', '"r"(a), "r"(b)')) == high).all()
     low = elementwise(asm("mad.lo.s32 %0, %1, %2, %3;", '"=r"(y)', '"r"(a), "r"(b), "r"(c)'))
     assert (low == (a * b + c) % 2**32).all()
-    wide = '{ .reg .b64 t; mul.wide.s32 t, %1, %2; shr.u64 t, t, 32; mov.b64 %0, t; }'
+    wide = "{ .reg .b64 t; mul.wide.s32 t, %1, %2; shr.u64 t, t, 32; mov.b64 %0, t; }"
     with pytest.raises(EmulationError, match=r"shr\.u64.*not modelled"):
         elementwise(asm(wide, '"=r"(y)', '"r"(a), "r"(b)'))
-    dots = sum((x >> 8 * i << 56 >> 56) * (z >> 8 * i << 56 >> 56) for i in range(4) for x, z in [(a, b)])
+    dots = sum(
+        (x >> 8 * i << 56 >> 56) * (z >> 8 * i << 56 >> 56) for i in range(4) for x, z in [(a, b)]
+    )
     assert (elementwise("y = __dp4a((int)a, (int)b, (int)c);") == (dots + c) % 2**32).all()
     shifted = elementwise(asm("shl.b32 %0, %1, %2;", '"=r"(y)', '"r"(a), "r"(b & 63)'))
     assert (shifted == np.where(b & 63 < 32, a << (b & 31), 0) % 2**32).all()
-    clamped = asm("{ .reg .pred p; setp.lt.s32 p, %1, %2; selp.b32 %0, %1, %2, p; }", '"=r"(y)', '"r"(a), "r"(b)')
+    clamped = asm(
+        "{ .reg .pred p; setp.lt.s32 p, %1, %2; selp.b32 %0, %1, %2, p; }",
+        '"=r"(y)',
+        '"r"(a), "r"(b)',
+    )
     assert (elementwise(clamped) == np.minimum(a, b) % 2**32).all()
 
 

@@ -11,6 +11,7 @@ from tests.cuda_emulator.test_instructions import TX, asm, kernel, words
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler")
 
 POINTERS = "uint* __restrict__ X_ptr, uint* __restrict__ Y_ptr"
+COMMIT = asm("cp.async.commit_group;")
 WAIT_ALL = asm("cp.async.wait_all;")
 
 
@@ -59,8 +60,12 @@ def test_predicates_skip_or_ignore_the_source() -> None:
     x, y = words(128), np.zeros(128, np.uint32)
     odd = f'"r"({TX} & 1)'
     setp = "{{ .reg .pred p; setp.ne.b32 p, %2, 0; {} }}"
-    ignore = cp_async("x", odd).replace("cp.async.x;", setp.format("cp.async.cg.shared.global [%0], [%1], 16, p;"))
-    skip = cp_async("x", odd).replace("cp.async.x;", setp.format("@!p cp.async.cg.shared.global [%0], [%1], 16;"))
+    ignore = cp_async("x", odd).replace(
+        "cp.async.x;", setp.format("cp.async.cg.shared.global [%0], [%1], 16, p;")
+    )
+    skip = cp_async("x", odd).replace(
+        "cp.async.x;", setp.format("@!p cp.async.cg.shared.global [%0], [%1], 16;")
+    )
     for statement, otherwise in ((ignore, 0), (skip, 7)):
         run(copy_kernel(statement), "k", (1,), (32,), [x, Uninitialized(y)])
         even = np.arange(32)[:, None] % 2 == 0
@@ -70,7 +75,7 @@ def test_predicates_skip_or_ignore_the_source() -> None:
 @pytest.mark.parametrize(("statement", "wait", "message"), [
     ("cg.shared.global [%0], [%1], 16", "", "before the cp.async of thread 0 to it was waited for"),
     ("cg.shared.global [%0], [%1], 16", asm("cp.async.wait_group 0;"), "waited for"),
-    ("cg.shared.global [%0], [%1], 16", asm("cp.async.commit_group; cp.async.wait_group 1;"), "waited"),
+    ("cg.shared.global [%0], [%1], 16", COMMIT + asm("cp.async.wait_group 1;"), "waited"),
     ("cg.shared.global [%0], [%1], 8", WAIT_ALL, "cp.async.cg copies 16 bytes"),
     ("ca.shared.global [%0], [%1], 12", WAIT_ALL, "cp.async of 12 bytes"),
     ("cg.shared.global [%0 + 4], [%1], 16", WAIT_ALL, "misaligned cp.async"),
@@ -113,7 +118,7 @@ def test_blocks_add_atomically() -> None:
     run(add, "k", (4,), (32,), [x, y])
     assert (y == x.reshape(4, 32).sum(axis=0, dtype=np.uint32)).all()
     plain = kernel(f"  Y_ptr[{TX}] = X_ptr[((int)blockIdx.x) * 32 + {TX}];", POINTERS)
-    with pytest.raises(EmulationError, match="race: write .* that thread 0 of block 0 wrote"):
+    with pytest.raises(EmulationError, match=r"race: write .* that thread 0 of block 0 wrote"):
         run(plain, "k", (4,), (32,), [x, y])
     with pytest.raises(EmulationError, match="uninitialised read: byte 0 of 'Y_ptr'"):
         run(add, "k", (4,), (32,), [x, Uninitialized(y)])
@@ -122,7 +127,9 @@ def test_blocks_add_atomically() -> None:
 def test_chosen_blocks_only() -> None:
     x, y = words(128), np.zeros(128, np.uint32)
     at = f"((int)blockIdx.y) * 64 + ((int)blockIdx.x) * 32 + {TX}"
-    run(kernel(f"  Y_ptr[{at}] = X_ptr[{at}];", POINTERS), "k", (2, 2), (32,), [x, y], blocks=[0, 3])
+    run(
+        kernel(f"  Y_ptr[{at}] = X_ptr[{at}];", POINTERS), "k", (2, 2), (32,), [x, y], blocks=[0, 3]
+    )
     assert (y == np.where((np.arange(128) // 32) % 3 == 0, x, 0)).all()
 
 
@@ -135,17 +142,22 @@ def test_dynamic_shared_memory_and_scalars() -> None:
     x, y = words(40).view(np.int32), np.zeros(32, np.int32)
     run(text, "k", (1,), (32,), {"X": x, "Y_ptr": y, "n": 8}, 128)
     assert (y == x[8:][::-1]).all()
-    with pytest.raises(EmulationError, match="out-of-bounds write: .*'dynamic shared memory', which has 124"):
+    with pytest.raises(
+        EmulationError, match=r"out-of-bounds write: .*'dynamic shared memory', which has 124"
+    ):
         run(text, "k", (1,), (32,), [x, y, 8], 124)
+
+
+MMA, REGISTERS = "mma.sync.aligned.", " {}, {}, {}, {};"
 
 
 @pytest.mark.parametrize(("instruction", "arch", "message"), [
     ("cp.async.commit_group;", 75, "needs sm_80"),
-    ("mma.sync.aligned.m16n8k64.row.col.s32.s4.s4.s32 {}, {}, {}, {};", 75, "needs sm_80"),
-    ("mma.sync.aligned.m16n8k64.row.col.s32.s4.s4.s32 {}, {}, {}, {};", 90, "emulated in software"),
-    ("mma.sync.aligned.m8n8k64.row.col.s32.s4.s4.s32 {}, {}, {}, {};", 80, "there is no instruction"),
-    ("mma.sync.aligned.m16n8k32.row.col.s32.s8.s4.s32 {}, {}, {}, {};", 80, "there is no instruction"),
-    ("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {}, {}, {}, {};", 75, "takes .* registers"),
+    (MMA + "m16n8k64.row.col.s32.s4.s4.s32" + REGISTERS, 75, "needs sm_80"),
+    (MMA + "m16n8k64.row.col.s32.s4.s4.s32" + REGISTERS, 90, "emulated in software"),
+    (MMA + "m8n8k64.row.col.s32.s4.s4.s32" + REGISTERS, 80, "there is no instruction"),
+    (MMA + "m16n8k32.row.col.s32.s8.s4.s32" + REGISTERS, 80, "there is no instruction"),
+    (MMA + "m8n8k16.row.col.s32.s8.s8.s32" + REGISTERS, 75, "takes .* registers"),
     ("frobnicate.b32 %0;", 80, "not modelled"),
 ])  # fmt: skip
 def test_instructions_that_an_architecture_lacks(instruction: str, arch: int, message: str) -> None:
@@ -173,5 +185,7 @@ def test_launches_that_are_refused() -> None:
 
 def test_tensor_core_instructions_need_whole_warps() -> None:
     text = kernel("  __syncwarp();", "uint* X_ptr", 48)
-    with pytest.raises(EmulationError, match="__syncwarp needs a whole warp, this one has 16 threads"):
+    with pytest.raises(
+        EmulationError, match="__syncwarp needs a whole warp, this one has 16 threads"
+    ):
         run(text, "k", (1,), (48,), [words(1)])

@@ -6,20 +6,21 @@ import re
 from dataclasses import dataclass
 
 from tests.cuda_emulator.errors import EmulationError
-from tests.cuda_emulator.ptx import Arch, translate_ptx
+from tests.cuda_emulator.ptx import translate_ptx
+from tests.cuda_emulator.registers import Arch
 from tests.cuda_emulator.text import closing, split_top
 
 _SCALARS = (
-    "signed char|unsigned char|unsigned short|unsigned int|unsigned long long|long long|unsigned long"
-    "|unsigned|char|short|int|long|float|double|void|bool|uint|uchar|ushort|u?int(?:8|16|32|64)_t"
+    "signed char|unsigned char|unsigned short|unsigned int|unsigned long long|long long"
+    "|unsigned long|unsigned|char|short|int|long|float|double|void|bool|uint|uchar|ushort"
+    "|u?int(?:8|16|32|64)_t"
 )
 _VECTORS = r"u?(?:char|short|int|longlong)[1234]|float[1234]"
 _TYPE = rf"(?:{_SCALARS}|{_VECTORS}|T)"
 _POINTER = re.compile(rf"\b(?:const\s+)?({_TYPE})\s*\*(?:\s*(?:__restrict__|const)\b)*")
 _REFERENCE = re.compile(rf"\b({_TYPE})\s*&\s*(?=\w)")
-_KERNEL = re.compile(
-    r'extern "C" __global__ void (?:__launch_bounds__\((\d+)(?:,\s*\d+)?\)\s*)?(\w+)\(([^)]*)\)\s*([;{])'
-)
+_BOUNDS = r"(?:__launch_bounds__\((\d+)(?:,\s*\d+)?\)\s*)?"
+_KERNEL = re.compile(rf'extern "C" __global__ void {_BOUNDS}(\w+)\(([^)]*)\)\s*([;{{])')
 _STATIC_SHARED = re.compile(
     rf"__shared__\s+(?:alignas\((\d+)\)\s+|__align__\((\d+)\)\s+)?({_TYPE})\s+(\w+)\[(\d+)\];"
 )
@@ -42,7 +43,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Translation:
-    """A kernel as C++: the text, its parameters, launch bound and bytes of static shared memory."""
+    """A kernel as C++: the text, its parameters, and the most threads that a block may have."""
 
     text: str
     parameters: tuple[Parameter, ...]
@@ -108,7 +109,8 @@ def _replace_asm(text: str, arch: Arch) -> str:
 def _asm_block(inner: str, arch: Arch) -> str:
     sections = _sections(inner)
     template = "".join(
-        re.sub(r"\\(.)", lambda m: _ESCAPES[m[1]], s) for s in re.findall(r'"((?:[^"\\]|\\.)*)"', sections[0])
+        re.sub(r"\\(.)", lambda m: _ESCAPES[m[1]], s)
+        for s in re.findall(r'"((?:[^"\\]|\\.)*)"', sections[0])
     )
     before, after, names = [], [], []
     for section, text in enumerate(sections[1:3]):
@@ -125,7 +127,9 @@ def _asm_block(inner: str, arch: Arch) -> str:
     return "{ " + " ".join([*before, body, *after]) + " }"
 
 
-def _operand(name: str, constraint: re.Match[str], expression: str, output: bool) -> tuple[str, str]:
+def _operand(
+    name: str, constraint: re.Match[str], expression: str, output: bool
+) -> tuple[str, str]:
     """Statements that bind an operand's variable before, and write it back after, the PTX."""
     mode, letter = constraint.groups()
     wide = letter == "l"
