@@ -14,8 +14,8 @@ from tests.cuda_emulator.errors import EmulationError
 
 _HERE = Path(__file__).parent
 _FLAGS = ("-std=c++17", "-fPIC", "-fvisibility=hidden", "-fwrapv", "-fno-strict-aliasing")
-_FLAGS += ("-ffp-contract=off", "-U_FORTIFY_SOURCE", "-w", f"-I{_HERE}")
-_KERNEL_FLAGS = ("-O1",)
+_FLAGS += ("-ffp-contract=off", "-U_FORTIFY_SOURCE")
+_KERNEL_FLAGS = ("-O1", "-Werror=uninitialized")
 _RUNTIME = ("memory", "scheduler", "collectives")
 
 
@@ -47,6 +47,9 @@ def _runtime() -> tuple[str, ...]:
     objects = [str(_folder() / f"{name}.o") for name in _RUNTIME]
     for name, path in zip(_RUNTIME, objects, strict=True):
         _run("-O2", "-c", str(_HERE / f"{name}.cpp"), "-o", path)
+    # The compiler takes the precompiled header where it finds it before the header itself.
+    header = str(_HERE / "emulator.h")
+    _run(*_KERNEL_FLAGS, "-x", "c++-header", header, "-o", str(_folder() / "emulator.h.gch"))
     return tuple(objects)
 
 
@@ -57,5 +60,7 @@ def build(text: str) -> Path:
     source = _folder() / f"kernel{number}.cpp"
     source.write_text(text)
     library = source.with_suffix(".so")
-    _run(*_KERNEL_FLAGS, "-shared", str(source), *_runtime(), "-o", str(library))
+    objects = _runtime()
+    include = (f"-I{_folder()}", f"-I{_HERE}")
+    _run(*_KERNEL_FLAGS, *include, "-shared", str(source), *objects, "-o", str(library))
     return library

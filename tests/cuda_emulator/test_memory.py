@@ -189,3 +189,9 @@ def test_tensor_core_instructions_need_whole_warps() -> None:
         EmulationError, match="__syncwarp needs a whole warp, this one has 16 threads"
     ):
         run(text, "k", (1,), (48,), [words(1)])
+
+
+def test_scalars_must_be_written_before_they_are_read() -> None:
+    text = kernel(f"  uint v;\n  X_ptr[{TX}] = v + 1;", "uint* X_ptr")
+    with pytest.raises(EmulationError, match=r"does not compile:[\s\S]*uninitialized"):
+        run(text, "k", (1,), (32,), [words(32)])
