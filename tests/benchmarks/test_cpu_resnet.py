@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import collections
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -87,16 +85,18 @@ def test_functions_run_in_turn_and_ratios_are_per_round() -> None:
     assert paired_timing.ratio(ours, other, "cpu_ms") == paired_timing.Ratio(0.5, 0.5, 0.5)
 
 
-def test_benchmark_prints_a_row_and_writes_every_round(tmp_path: Path) -> None:
+def test_benchmark_prints_a_row_and_writes_every_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import cpu_resnet
+
+    for name in ("TVM_NUM_THREADS", "OMP_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")
     report = tmp_path / "report.json"
     words = "--models resnet20-cifar --configs uniform4 --batches 2 --rounds 2 --seconds 0"
-    command = [sys.executable, str(FOLDER / "cpu_resnet.py"), *words.split()]
-    done = subprocess.run(
-        [*command, "--image-size", "32", "--json", str(report)], capture_output=True, text=True
-    )
+    cpu_resnet.main([*words.split(), "--image-size", "32", "--json", str(report)])
 
-    assert done.returncode == 0, done.stderr
-    assert "| resnet20-cifar | 2 | uniform4 |" in done.stdout
+    assert "| resnet20-cifar | 2 | uniform4 |" in capsys.readouterr().out
     (case,) = json.loads(report.read_text())["cases"]
     assert {name: len(r) for name, r in case["rounds"].items()} == {
         "uniform4": 2,
