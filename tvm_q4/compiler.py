@@ -16,6 +16,7 @@ from tvm.target import Target
 from tvm_q4.errors import CheckFailed, UnsupportedError
 from tvm_q4.metadata import build_metadata
 from tvm_q4.model_hash import model_hash
+from tvm_q4.progress import ProgressBar
 from tvm_q4.relay_passes.check_integer_only import check_integer_only
 from tvm_q4.relay_passes.integer_output import IntegerOutput
 from tvm_q4.relay_passes.lower_to_tir import Lowered
@@ -42,6 +43,7 @@ class Options:
 
 
 _DEFAULTS = Options()
+STEPS = ("import", "integers", "kernels", "machine code", "library")
 
 
 @dataclass
@@ -109,18 +111,20 @@ def compile_model(
     if output is not None:
         check_writable(output)
     resolved = parse_target(target) if isinstance(target, str) else target
-    mod = _load(model, batch, image_size, seed)
     options = Options(
         require_integer_only, integer_output, dump_ir, tuple(map(str, tuning_log)), strict_log
     )
-    compiled = compile_module(mod, resolved, options)
-    path = (
-        Path(output)
-        if output is not None
-        else Path(tempfile.mkdtemp(prefix="tvm_q4_")) / "library.so"
-    )
-    export_library(compiled.executable, compiled.metadata, path)
-    return load(path)
+    if output is None:
+        output = Path(tempfile.mkdtemp(prefix="tvm_q4_")) / "library.so"
+    with ProgressBar("compile", len(STEPS)) as bar:
+        bar.step("import")
+        mod = _load(model, batch, image_size, seed)
+        bar.advance()
+        compiled = compile_module(mod, resolved, options, bar)
+        bar.step("library")
+        export_library(compiled.executable, compiled.metadata, Path(output))
+        bar.advance()
+    return load(output)
 
 
 def _load(
@@ -139,8 +143,13 @@ def _load(
     return import_exported(model, batch=batch, image_size=image_size)
 
 
-def compile_module(mod: tvm.IRModule, target: Target, options: Options = _DEFAULTS) -> Compiled:
-    """Compile a module of the QDQ or integer stage for `target`.
+def compile_module(
+    mod: tvm.IRModule,
+    target: Target,
+    options: Options = _DEFAULTS,
+    bar: ProgressBar | None = None,
+) -> Compiled:
+    """Compile a module of the QDQ or integer stage for `target`; `bar` is told of each step.
 
     Raises
     ------
@@ -150,18 +159,25 @@ def compile_module(mod: tvm.IRModule, target: Target, options: Options = _DEFAUL
         If `strict_log` is asked for and a layer has no record.
     """
     records = best_records(options.tuning_log, target_arch(target))
+    bar = bar or ProgressBar("compile", len(STEPS), show=False)
+    bar.step("integers")
     integer = to_integer(mod, dump_dir=options.dump_ir)
     digest = model_hash(integer)
     if options.integer_output:
         integer = IntegerOutput(integer)
     float_ops = check_integer_only(integer)
     _report_float(float_ops, options.require_integer_only)
+    bar.advance()
+    bar.step("kernels")
     fused = to_fused(integer, dump_dir=options.dump_ir)
     lowered = to_kernels(fused, target, list(RULES), records.get, dump_dir=options.dump_ir)
     if options.strict_log:
         _check_strict(lowered, target)
+    bar.advance()
+    bar.step("machine code")
     vm_module, arena = to_vm(lowered.mod, target, dump_dir=options.dump_ir)
     executable = relax.build(vm_module, target=target, relax_pipeline=tvm.transform.Sequential([]))
+    bar.advance()
     facts = {"sha256": digest, "arena_bytes": arena, "float_ops": float_ops}
     return Compiled(executable, build_metadata(integer, fused, lowered, target, facts))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from tvm_q4.data import Dataset, open_data
 from tvm_q4.errors import InputError
 from tvm_q4.library import Library, load
+from tvm_q4.progress import ProgressBar
 from tvm_q4.transforms import Transform
 
 TOP = 5
@@ -64,11 +64,11 @@ def evaluate(
     total = dataset.count if limit is None else min(limit, dataset.count)
     ranks = np.empty(total, np.int64)
     start = time.perf_counter()
-    with _bar(progress, total) as advance:
+    with ProgressBar("evaluate", total, show=progress) as bar:
         for first, x in dataset.batches(lib.input.batch, total):
             part = slice(first, first + len(x))
             ranks[part] = rank_of(lib.logits(lib.run(x)), labels[part])
-            advance(len(x))
+            bar.advance(len(x))
     hits = int((ranks == 0).sum())
     return {
         "top1": hits / total,
@@ -117,28 +117,3 @@ def _labels_of(dataset: Dataset, lib: Library, data: Any) -> NDArray[np.int64]:
             f"label {worst} is not among the library's {count} classes (0..{count - 1})"
         )
     return dataset.labels
-
-
-class _bar:
-    """Context that gives a function to report finished images to, with or without a bar."""
-
-    def __init__(self, show: bool | None, total: int) -> None:
-        self._show = sys.stderr.isatty() if show is None else show
-        self._total = total
-        self._progress: Any = None
-
-    def __enter__(self) -> Any:
-        if not self._show:
-            return lambda _count: None
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-        columns = ("evaluate", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, console=Console(stderr=True))
-        self._progress.start()
-        task = self._progress.add_task("images", total=self._total)
-        return lambda count: self._progress.advance(task, count)
-
-    def __exit__(self, *_: object) -> None:
-        if self._progress is not None:
-            self._progress.stop()
