@@ -1,7 +1,8 @@
 """Emit a layer's epilogue on vectors: what follows the bias is requantize, add, dequantize.
 
 Multipliers, shifts and offsets are read from per-channel arrays; products are 64-bit except where
-the layer's bounds prove that 32 bits hold them (`Op.narrow`), with the same result.
+the layer's bounds prove that 32 bits hold them (`Op.narrow`), and only their high words are kept
+where that is exact (`Op.high`), with the same result.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 from tvm_q4._compat import tirx
 from tvm_q4.quant import INT32_MAX, INT32_MIN
 from tvm_q4.schedules import lanes
+from tvm_q4.schedules.high_word import products, round_shift_high
 from tvm_q4.schedules.layer import Layer, Op
 
 Param = Callable[[int, str], Any]
@@ -31,7 +33,28 @@ def _minus(value: Any, zero: int, work: str) -> Any:
     return wide - lanes.splat(zero, work) if zero else wide
 
 
+def _from_high_words(
+    op: Op, values: list[Any], names: tuple[str, ...], param: Callable[[str], Any]
+) -> Any:
+    """Sum of the values' products, rounded and shifted once, on 32-bit lanes."""
+    assert op.high is not None
+    pairs = []
+    for value, before, name in zip(values, op.high, names, strict=True):
+        doubled = value << lanes.splat(before, "int32") if before else value
+        pairs.append(products(doubled, param(f"{name}multiplier")))
+    even, odd = pairs[0]
+    for more_even, more_odd in pairs[1:]:
+        even, odd = even + more_even, odd + more_odd
+    value = round_shift_high(even, odd, param(f"{names[0]}shift"))
+    if op.attrs["zero_point"]:
+        value = value + lanes.splat(op.attrs["zero_point"], "int32")
+    return _narrowed(value, op, "int32")
+
+
 def _requantize(op: Op, x: Any, param: Callable[[str], Any]) -> Any:
+    if op.high is not None:
+        value = _minus(x, op.attrs["in_zero_point"], "int32")
+        return _from_high_words(op, [value], ("",), param)
     work, a = ("int32" if op.narrow else "int64"), op.attrs
     product = _minus(x, a["in_zero_point"], work) * lanes.cast(param("multiplier"), work)
     value = lanes.round_shift(product, lanes.cast(param("shift"), work), a["rounding"], work)
@@ -43,6 +66,12 @@ def _requantize(op: Op, x: Any, param: Callable[[str], Any]) -> Any:
 
 
 def _add(op: Op, lhs: Any, rhs: Any, param: Callable[[str], Any]) -> Any:
+    if op.high is not None:
+        values = [
+            _minus(lhs, op.attrs["lhs_zero_point"], "int32"),
+            _minus(rhs, op.attrs["rhs_zero_point"], "int32"),
+        ]
+        return _from_high_words(op, values, ("lhs_", "rhs_"), param)
     work, a = ("int32" if op.narrow else "int64"), op.attrs
     left = _minus(lhs, a["lhs_zero_point"], work)
     right = _minus(rhs, a["rhs_zero_point"], work)

@@ -11,6 +11,7 @@ import numpy as np
 from tvm_q4._compat import IRBuilder, T, tirx
 from tvm_q4.schedules import lanes
 from tvm_q4.schedules.epilogue import emit_epilogue
+from tvm_q4.schedules.high_word import LOWEST_SHIFT
 from tvm_q4.schedules.layer import Layer, Tensor
 from tvm_q4.schedules.layout import LANES, round_up
 
@@ -37,7 +38,10 @@ def channel_params(layer: Layer) -> list[tuple[int, str, np.ndarray]]:
             if value.ndim == 4:
                 out.append((index, name, _positional(value, channels, dtype, name)))
                 continue
-            full = np.full(channels, _NEUTRAL.get(name, 0), dtype)
+            neutral = _NEUTRAL.get(name, 0)
+            if op.high is not None and name.endswith("shift"):
+                neutral = LOWEST_SHIFT
+            full = np.full(channels, neutral, dtype)
             full[: layer.shape[1]] = np.broadcast_to(value.ravel(), (layer.shape[1],))
             if op.kind == "quantize" and op.attrs["form"] == "reciprocal":
                 full[: layer.shape[1]] = np.float32(1.0 / value.ravel())

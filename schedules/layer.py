@@ -17,6 +17,7 @@ from tvm_q4 import ops
 from tvm_q4._compat import GenericConst
 from tvm_q4.errors import UnsupportedError
 from tvm_q4.quant import INT32_MAX, INT32_MIN, IntRange
+from tvm_q4.schedules.high_word import prepare
 from tvm_q4.schedules.layout import Layout, shape4
 
 ANCHORS = ("conv2d", "dense", "max_pool2d", "avg_pool2d", "quantize", "concat", "gather")
@@ -69,7 +70,11 @@ class Tensor:
 
 @dataclass
 class Op:
-    """One q4 operator: what it reads, its attributes and constants, its value's bounds."""
+    """One q4 operator: what it reads, its attributes and constants, its value's bounds.
+
+    `narrow` tells that 32-bit products are exact; `high` that only the high words of 64-bit ones
+    are kept (`high_word`), and by how many bits each operand is shifted left before.
+    """
 
     kind: str
     name: str
@@ -79,6 +84,7 @@ class Op:
     dtype: str
     bounds: tuple[int, int]
     narrow: bool = False
+    high: list[int] | None = None
 
     def unit(self, side: str) -> bool:
         """Whether an add takes that side (``lhs`` or ``rhs``) as it is: multiplier 1, shift 0."""
@@ -177,6 +183,28 @@ def _value_bounds(op: Op, args: list[tuple[int, int]]) -> tuple[tuple[int, int],
     return args[0], False
 
 
+def _use_high_words(op: Op, args: list[tuple[int, int]]) -> None:
+    """Set `Op.high`, and the constants that go with it, where `high_word` is exact."""
+    a, p = op.attrs, op.params
+    fits = op.kind == "requantize" or (op.kind == "add" and a["form"] == "fused")
+    if op.narrow or not fits or a["rounding"] != "half_up":
+        return
+    if "offset" in p or any(array.ndim == 4 for array in p.values()):
+        return
+    names = ("lhs_", "rhs_") if op.kind == "add" else ("",)
+    zeros = [a[f"{n or 'in_'}zero_point"] for n in names]
+    peaks = [max(abs(lo - z), abs(hi - z)) for (lo, hi), z in zip(args, zeros, strict=True)]
+    if max(peaks) > INT32_MAX:
+        return
+    sides = [(p[f"{n}multiplier"], peak) for n, peak in zip(names, peaks, strict=True)]
+    ready = prepare(sides, p[f"{names[0]}shift"])
+    if ready is None:
+        return
+    multipliers, op.high, shift = ready
+    for n, multiplier in zip(names, multipliers, strict=True):
+        p[f"{n}multiplier"], p[f"{n}shift"] = multiplier, shift
+
+
 def _params(call: relax.Call, kind: str) -> dict[str, np.ndarray]:
     names = _PARAMS.get(kind, ())
     start = len(call.args) - sum(isinstance(a, GenericConst) for a in call.args)
@@ -259,6 +287,7 @@ def layer_from_function(
             args = [_ref_bounds(r, layer_ops, inputs) for r in op_refs]
             if dtype != "float32":
                 op.bounds, op.narrow = _value_bounds(op, args)
+                _use_high_words(op, args)
             ref: Ref = ("op", len(layer_ops))
             ranges[ref] = declared_range(kind, attrs, dtype, ranges[op_refs[0]])
             layer_ops.append(op)

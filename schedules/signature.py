@@ -68,6 +68,8 @@ def _epilogue(index: int, op: Op) -> str:
         zeros = f"z{a['lhs_zero_point']},{a['rhs_zero_point']}"
     extra = " offset" if "offset" in op.params else ""
     width = "m32" if op.narrow else "m64"
+    if op.high is not None:
+        width = f"high{','.join(map(str, op.high))}"
     how = f"{a['rounding']} {width}{extra}{_positional(op)}"
     return f"{text}{form} {zeros}>z{a['zero_point']} {how} [{a['lo']},{a['hi']}]"
 

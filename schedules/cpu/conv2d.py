@@ -57,6 +57,20 @@ class _Geometry:
         return image, h, col * self.stride[1] + s * self.dilation[1] - self.padding[1]
 
 
+def _finish_cost(layer: Layer, blocks: int, free: int) -> float:
+    """Cycles of the epilogue for one vector, when the accumulators leave `free` registers.
+
+    Constants that have no register are read from the stack each time, and a cache line of four
+    blocks is touched more often where a tile has fewer.
+    """
+    tensors = len(layer.outputs) + len(layer.inputs) - 1
+    cost, constants = 4.0 + 3.0 * tensors / min(blocks, 4), 3
+    for _, op in layer.epilogue:
+        cost += {"add": 10.0, "requantize": 6.0}.get(op.kind, 4.0) * (1 if op.high else 2)
+        constants += 6 if op.kind == "add" else 4
+    return cost + 0.6 * max(0, constants - free)
+
+
 class DirectConv2d(ScheduleRule):
     """conv2d and dense through one of the CPU's dot-product forms."""
 
@@ -95,8 +109,9 @@ class DirectConv2d(ScheduleRule):
         steps = geometry.kernel[0] * geometry.kernel[1] * window.length / form.width
         unpack = 1.5 * blocks if self._four_bit(layer, form) else 0.0
         latency = 5.0
-        step_cost = max(pixels * blocks, latency, blocks + pixels / 2 + unpack) + 0.5 * unpack
-        tile_cost = steps * step_cost + pixels * blocks * (12 + 12 * len(layer.epilogue)) + 20
+        step_cost = max(pixels * blocks, latency, 2 * blocks + pixels / 2 + unpack) + 0.1 * unpack
+        finish = _finish_cost(layer, blocks, form.registers - pixels * blocks)
+        tile_cost = steps * step_cost + pixels * blocks * finish + 20
         tiles = -(-geometry.rows // tile_h) * -(-geometry.cols // tile_w)
         return geometry.images * tiles * (geometry.blocks // blocks) * tile_cost
 
@@ -198,7 +213,10 @@ class _ConvEmitter:
     ) -> None:
         g = self.geometry
         for i in range(self.tile_h * self.tile_w * self.blocks):
-            lanes.store(acc, [i * LANES], lanes.splat(0, "int32"))
+            channel = (tile * self.blocks + i % self.blocks) * LANES
+            # Accumulators of nibbles are too large by a factor that the bias is not.
+            start = lanes.splat(0, "int32") if self.four_bit else kernel.param(0, "bias", channel)
+            lanes.store(acc, [i * LANES], start)
         steps = self.window.length // self.step
         with T.grid(g.kernel[0], g.kernel[1], steps) as (r, s, k):
             place = ((tile * g.kernel[0] + r) * g.kernel[1] + s) * steps + k
@@ -240,7 +258,9 @@ class _ConvEmitter:
                 total = lanes.load(acc, [(p * self.blocks + b) * LANES])
                 if scale_bits:
                     total = total >> lanes.splat(scale_bits, "int32")
-                value = T.Bind(total + kernel.param(0, "bias", channel))
+                if self.four_bit:
+                    total = total + kernel.param(0, "bias", channel)
+                value = T.Bind(total)
                 n, h, w = self.geometry.output(image, row + y, col + x)
                 kernel.finish(value, n, h, w, channel)
 
