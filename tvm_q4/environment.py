@@ -110,8 +110,10 @@ def _cpu() -> dict[str, Any]:
 
 
 def _cpp_compiler() -> dict[str, str] | None:
-    names = (os.environ.get("CXX", ""), "g++", "clang++", "c++")
-    paths = [path for name in names if name and (path := shutil.which(name))]
+    # The order in which TVM looks, which links the libraries.
+    chosen = os.environ.get("CXX") or os.environ.get("CC")
+    names = (chosen,) if chosen else ("g++", "gcc", "clang++", "clang", "c++", "cc")
+    paths = [path for name in names if (path := shutil.which(name))]
     return {"path": paths[0], "version": _first_line([paths[0], "--version"])} if paths else None
 
 
