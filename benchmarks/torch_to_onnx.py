@@ -13,6 +13,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import fx, nn
 
+from tvm_q4.errors import UnsupportedError
+
 OPSET = 17
 IR_VERSION = 10
 
@@ -58,7 +60,7 @@ def torch_to_onnx(network: nn.Module, shape: tuple[int, int, int, int]) -> onnx.
 
     Raises
     ------
-    NotImplementedError
+    UnsupportedError
         If the network has another operator.
     """
     traced = fx.symbolic_trace(network.eval())
@@ -94,7 +96,7 @@ def _export_node(writer: GraphWriter, node: fx.Node) -> None:
 
 def _find(table: dict[Any, Callable[..., None]], key: Any, node: fx.Node) -> Callable[..., None]:
     if key not in table:
-        raise NotImplementedError(f"node '{node.name}': no ONNX form for {key}")
+        raise UnsupportedError(f"node '{node.name}': no ONNX form for {key}")
     return table[key]
 
 
@@ -134,7 +136,7 @@ def _only_batch_norm_user(writer: GraphWriter, node: fx.Node) -> nn.BatchNorm2d 
 def _batch_norm(writer: GraphWriter, node: fx.Node, _module: nn.Module) -> None:
     producer = node.args[0]
     if not isinstance(writer.modules.get(str(producer.target)), nn.Conv2d):
-        raise NotImplementedError(f"node '{node.name}': batch norm that follows no convolution")
+        raise UnsupportedError(f"node '{node.name}': batch norm that follows no convolution")
     writer.values[node] = writer.values[producer]
 
 
@@ -155,7 +157,7 @@ def _max_pool(writer: GraphWriter, node: fx.Node, pool: nn.MaxPool2d) -> None:
 
 def _global_average_pool(writer: GraphWriter, node: fx.Node, pool: nn.AdaptiveAvgPool2d) -> None:
     if pool.output_size not in (1, (1, 1)):
-        raise NotImplementedError(f"node '{node.name}': average pool to {pool.output_size}")
+        raise UnsupportedError(f"node '{node.name}': average pool to {pool.output_size}")
     writer.emit(node, "GlobalAveragePool", writer.inputs(node))
 
 

@@ -8,52 +8,37 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm.target import Target
-
 from tvm_q4._compat import T, tirx
-from tvm_q4.schedules.kernel import Kernel, prim_func
+from tvm_q4.schedules.cpu.single_setting import SingleSetting
+from tvm_q4.schedules.kernel import Kernel
 from tvm_q4.schedules.layer import Layer
-from tvm_q4.schedules.rule import Params, ScheduleRule
 
 
-class Gather(ScheduleRule):
+class Gather(SingleSetting):
     """One output element is one input element or a constant; see `source`."""
 
     name = "cpu.gather"
+    kinds = ("gather",)
 
-    def applies(self, layer: Layer, target: Target) -> bool:
-        return layer.kind == "gather" and target.kind.name == "llvm"
-
-    def space(self, layer: Layer, target: Target) -> list[Params]:
-        return [{}]
-
-    def predict(self, layer: Layer, target: Target, params: Params) -> float:
+    def emit(self, layer: Layer) -> None:
+        kernel = Kernel(layer)
         n, c, h, w = layer.shape
-        return float(n * c * h * w)
-
-    def schedule(self, layer: Layer, target: Target, params: Params, symbol: str) -> tirx.PrimFunc:
-        return prim_func(symbol, lambda: _emit(layer))
-
-
-def _emit(layer: Layer) -> None:
-    kernel = Kernel(layer)
-    n, c, h, w = layer.shape
-    (_, tensor), out = layer.outputs[0], kernel.outputs[0]
-    top, left = (0, 0) if tensor.layout.kind == "NCHW" else tensor.layout.halo[:2]
-    physical = c if tensor.layout.kind == "NCHW" else tensor.layout.channels
-    kernel.fill_halos()
-    with T.parallel(0, n * h) as fused:
-        image, row = fused // h, fused % h
-        with T.grid(w, physical) as (col, channel):
-            place, inside = source(layer, image, channel, row, col)
-            constant = tirx.const(layer.ops[0].attrs.get("value", tensor.fill), tensor.dtype)
-            value = kernel.inputs[0][tuple(_index(layer, place))]
-            inside = tirx.all(channel < c, *inside)
-            chosen = tirx.if_then_else(inside, value, constant)
-            at = [image, row + top, col + left, channel]
-            if tensor.layout.kind == "NCHW":
-                at = [image, channel, row, col][: tensor.rank]
-            T.buffer_store(out, chosen, at)
+        (_, tensor), out = layer.outputs[0], kernel.outputs[0]
+        top, left = (0, 0) if tensor.layout.kind == "NCHW" else tensor.layout.halo[:2]
+        physical = c if tensor.layout.kind == "NCHW" else tensor.layout.channels
+        kernel.fill_halos()
+        with T.parallel(0, n * h) as fused:
+            image, row = fused // h, fused % h
+            with T.grid(w, physical) as (col, channel):
+                place, inside = source(layer, image, channel, row, col)
+                constant = tirx.const(layer.ops[0].attrs.get("value", tensor.fill), tensor.dtype)
+                value = kernel.inputs[0][tuple(_index(layer, place))]
+                inside = tirx.all(channel < c, *inside)
+                chosen = tirx.if_then_else(inside, value, constant)
+                at = [image, row + top, col + left, channel]
+                if tensor.layout.kind == "NCHW":
+                    at = [image, channel, row, col][: tensor.rank]
+                T.buffer_store(out, chosen, at)
 
 
 def _index(layer: Layer, place: tuple[Any, Any, Any, Any]) -> list[Any]:

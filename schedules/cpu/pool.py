@@ -4,50 +4,34 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm.target import Target
-
 from tvm_q4._compat import T, tirx
 from tvm_q4.schedules import lanes
-from tvm_q4.schedules.kernel import Kernel, prim_func
+from tvm_q4.schedules.cpu.single_setting import SingleSetting
+from tvm_q4.schedules.kernel import Kernel
 from tvm_q4.schedules.layer import Layer
 from tvm_q4.schedules.layout import LANES
-from tvm_q4.schedules.rule import Params, ScheduleRule
 
 
-class Pool2d(ScheduleRule):
+class Pool2d(SingleSetting):
     """max_pool2d and avg_pool2d: padding is skipped by a test of each window position."""
 
     name = "cpu.pool2d"
+    kinds = ("max_pool2d", "avg_pool2d")
 
-    def applies(self, layer: Layer, target: Target) -> bool:
-        return layer.kind in ("max_pool2d", "avg_pool2d") and target.kind.name == "llvm"
-
-    def space(self, layer: Layer, target: Target) -> list[Params]:
-        return [{}]
-
-    def predict(self, layer: Layer, target: Target, params: Params) -> float:
+    def emit(self, layer: Layer) -> None:
+        kernel = Kernel(layer)
         n, c, h, w = layer.shape
-        window = layer.ops[0].attrs["pool_size"]
-        return n * h * w * -(-c // LANES) * (2.0 * window[0] * window[1] + 12 * len(layer.epilogue))
-
-    def schedule(self, layer: Layer, target: Target, params: Params, symbol: str) -> tirx.PrimFunc:
-        return prim_func(symbol, lambda: _emit(layer))
-
-
-def _emit(layer: Layer) -> None:
-    kernel = Kernel(layer)
-    n, c, h, w = layer.shape
-    dtype = layer.data.dtype if layer.kind == "max_pool2d" else "int32"
-    kernel.fill_halos()
-    with T.parallel(0, n * h) as fused:
-        image, row = fused // h, fused % h
-        acc = T.alloc_buffer((LANES,), dtype, scope="local")
-        with T.grid(w, -(-c // LANES)) as (col, block):
-            _reduce(layer, kernel, acc, image, row, col, block * LANES)
-            value = lanes.load(acc, [0])
-            if layer.kind == "avg_pool2d" and layer.ops[0].attrs["rounding"] != "sum":
-                value = _mean(layer, value, row, col)
-            kernel.finish(T.Bind(value), image, row, col, block * LANES)
+        dtype = layer.data.dtype if layer.kind == "max_pool2d" else "int32"
+        kernel.fill_halos()
+        with T.parallel(0, n * h) as fused:
+            image, row = fused // h, fused % h
+            acc = T.alloc_buffer((LANES,), dtype, scope="local")
+            with T.grid(w, -(-c // LANES)) as (col, block):
+                _reduce(layer, kernel, acc, image, row, col, block * LANES)
+                value = lanes.load(acc, [0])
+                if layer.kind == "avg_pool2d" and layer.ops[0].attrs["rounding"] != "sum":
+                    value = _mean(layer, value, row, col)
+                kernel.finish(T.Bind(value), image, row, col, block * LANES)
 
 
 def _reduce(

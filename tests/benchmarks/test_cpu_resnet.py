@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tvm_q4.errors import UnsupportedError
+
 pytest.importorskip("onnx", reason="the benchmark's peer needs onnx: install tvm-q4[bench]")
 ort = pytest.importorskip("onnxruntime", reason="the peer is onnxruntime: install tvm-q4[bench]")
 torch = pytest.importorskip("torch", reason="the benchmark's networks need tvm-q4[torch]")
@@ -60,7 +62,7 @@ def test_float_fallback_of_the_peer_is_an_error(operators: dict[str, int]) -> No
 def test_exporter_names_what_it_cannot_write() -> None:
     from torch_to_onnx import torch_to_onnx
 
-    with pytest.raises(NotImplementedError, match=r"node '_0'.*Sigmoid"):
+    with pytest.raises(UnsupportedError, match=r"node '_0'.*Sigmoid"):
         torch_to_onnx(torch.nn.Sequential(torch.nn.Sigmoid()), (1, 3, 4, 4))
 
 

@@ -1,106 +1,20 @@
-"""Kernels at the integer network's edges: quantize, concat, element-wise layers on their own."""
+"""Quantization of float32 NCHW tensors into NHWC on CPUs."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-from tvm.target import Target
 
 from tvm_q4._compat import T, tirx
 from tvm_q4.schedules import lanes
-from tvm_q4.schedules.kernel import Kernel, prim_func
+from tvm_q4.schedules.cpu.single_setting import SingleSetting
+from tvm_q4.schedules.kernel import Kernel
 from tvm_q4.schedules.layer import Layer
 from tvm_q4.schedules.layout import LANES
-from tvm_q4.schedules.rule import Params, ScheduleRule
 
 
-class _Single(ScheduleRule):
-    """A rule with one parameter setting; subclasses name their layer kind and emit the body."""
-
-    kinds: tuple[str, ...] = ()
-
-    def applies(self, layer: Layer, target: Target) -> bool:
-        return layer.kind in self.kinds and target.kind.name == "llvm"
-
-    def space(self, layer: Layer, target: Target) -> list[Params]:
-        return [{}]
-
-    def predict(self, layer: Layer, target: Target, params: Params) -> float:
-        n, c, h, w = layer.shape
-        return float(n * c * h * w)
-
-    def schedule(self, layer: Layer, target: Target, params: Params, symbol: str) -> tirx.PrimFunc:
-        return prim_func(symbol, lambda: self.emit(layer))
-
-    def emit(self, layer: Layer) -> None:
-        """Emit the function's body."""
-        raise AssertionError(f"{self.name} emits nothing")
-
-
-class Elementwise(_Single):
-    """Requantize, residual add and dequantize without an anchor."""
-
-    name = "cpu.elementwise"
-    kinds = ("elementwise",)
-
-    def emit(self, layer: Layer) -> None:
-        kernel = Kernel(layer)
-        n, c, h, w = layer.shape
-        kernel.fill_halos()
-        with T.parallel(0, n * h) as fused:
-            with T.grid(w, -(-c // LANES)) as (col, block):
-                kernel.finish(None, fused // h, fused % h, col, block * LANES)
-
-
-class Concat(_Single):
-    """Channels of several tensors, one after the other."""
-
-    name = "cpu.concat"
-    kinds = ("concat",)
-
-    def applies(self, layer: Layer, target: Target) -> bool:
-        """Concatenations along the channels."""
-        return super().applies(layer, target) and int(layer.ops[0].attrs["axis"]) in (1, -3)
-
-    def emit(self, layer: Layer) -> None:
-        kernel = Kernel(layer)
-        n, _, h, w = layer.shape
-        out, (_, tensor) = kernel.outputs[0], layer.outputs[0]
-        top, left, _, _ = tensor.layout.halo
-        kernel.fill_halos()
-        with T.parallel(0, n * h) as fused:
-            image, row = fused // h, fused % h
-            with T.serial(0, w) as col:
-                offset = 0
-                for _, i in layer.ops[0].refs:
-                    channels = layer.inputs[i].shape[1]
-                    self._copy(
-                        kernel, i, out, [image, row + top, col + left], offset, (image, row, col)
-                    )
-                    offset += channels
-
-    @staticmethod
-    def _copy(
-        kernel: Kernel, i: int, out: Any, at: list[Any], offset: int, place: tuple[Any, Any, Any]
-    ) -> None:
-        channels, source = kernel.layer.inputs[i].shape[1], kernel.inputs[i]
-        for size, first, count in (
-            (LANES, 0, channels // LANES),
-            (1, channels // LANES * LANES, channels % LANES),
-        ):
-            if count:
-                with T.serial(0, count) as c:
-                    index = kernel.pixel(i, *place, first + c * size)
-                    value = lanes.load(source, index, size) if size > 1 else source[tuple(index)]
-                    target = [*at, offset + first + c * size]
-                    if size > 1:
-                        lanes.store(out, target, value, size)
-                    else:
-                        T.buffer_store(out, value, target)
-
-
-class Quantize(_Single):
+class Quantize(SingleSetting):
     """Float32 NCHW to integers in NHWC: scale, round half to even, add the zero point, clamp."""
 
     name = "cpu.quantize"
