@@ -131,12 +131,10 @@ class DirectConv2d(ScheduleRule):
     def executes_as(self, layer: Layer, target: Target, params: Params) -> str:
         """Operand types and dot-product form, such as ``u8s8 vnni512``."""
         data = "s8" if layer.data.range is not None and layer.data.range.signed else "u8"
-        packed = (
-            " (4-bit weights unpacked in registers)"
-            if layer.ops[0].attrs["weight_bits"] == 4
-            else ""
-        )
-        return f"{data}s8 {params['form']}{packed}"
+        form = self._form(layer, target, params)
+        packed = self._four_bit(layer, form)
+        note = " (4-bit weights unpacked in registers)" if packed else ""
+        return f"{data}s8 {form.name}{note}"
 
     def schedule(self, layer: Layer, target: Target, params: Params, symbol: str) -> tirx.PrimFunc:
         """The tiled loop nest with its epilogue."""

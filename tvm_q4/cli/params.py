@@ -27,5 +27,4 @@ class ImageSize(click.ParamType):
 
 IMAGE_SIZE = ImageSize()
 COUNT = click.IntRange(1)
-EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 PATH = click.Path(path_type=Path)
