@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,9 +10,11 @@ from tvm import relax
 
 from tvm_q4._compat import TensorType
 from tvm_q4.errors import InputError, UnsupportedError
+from tvm_q4.frontend.common.values import Value
+from tvm_q4.frontend.common.writer import FunctionWriter
 from tvm_q4.frontend.torch_names import NameScope, describe, op_name
 from tvm_q4.frontend.torch_ops import CONVERTERS, NO_OPERATION
-from tvm_q4.frontend.torch_ops.registry import NodeView, Value
+from tvm_q4.frontend.torch_ops.registry import NodeView
 
 SYMBOLIC = {
     "add": lambda a, b: a + b,
@@ -23,11 +23,6 @@ SYMBOLIC = {
     "floordiv": lambda a, b: a // b,
 }
 """Operators on symbolic sizes, which are plain numbers here."""
-
-
-def _identifier(label: str) -> str:
-    """Variable name that TVMScript prints unchanged."""
-    return re.sub(r"\W", "_", label)
 
 
 def _tensors(program: torch.export.ExportedProgram) -> dict[str, tuple[str, torch.Tensor]]:
@@ -62,7 +57,7 @@ def _input_shape(
     return [int(d) for d in shape if d is not None], static[0]
 
 
-class GraphImporter:
+class GraphImporter(FunctionWriter):
     """Walks one graph and builds one Relax function."""
 
     def __init__(
@@ -73,11 +68,10 @@ class GraphImporter:
     ) -> None:
         self._graph = program.graph
         self._tensors = _tensors(program)
-        self._names = NameScope(program.graph, {h: fqn for h, (fqn, _) in self._tensors.items()})
-        self._builder = relax.BlockBuilder()
-        self._bindings: list[relax.VarBinding] = []
+        scope = NameScope(program.graph, {h: fqn for h, (fqn, _) in self._tensors.items()})
+        super().__init__(scope)
+        self._scope = scope
         self._env: dict[Any, Any] = {}
-        self._shared: dict[tuple[Any, ...], Value] = {}
         self._input = self._only_input(program)
         shape, self.recorded_batch = _input_shape(self._input, batch, image_size)
         self.batch = shape[0]
@@ -93,43 +87,11 @@ class GraphImporter:
             )
         return nodes[0]
 
-    def emit(self, expr: relax.Expr, label: str) -> relax.Var:
-        """Bind `expr` under the name `label`, which calls carry as their span's source name too."""
-        if isinstance(expr, relax.Call):
-            span = tvm.ir.Span(tvm.ir.SourceName(label), 0, 0, 0, 0)
-            expr = relax.Call(expr.op, expr.args, expr.attrs, expr.ty_args, span)
-        expr = self._builder.normalize(expr)
-        var = relax.DataflowVar(_identifier(label), expr.ty)
-        self._bindings.append(relax.VarBinding(var, expr))
-        return var
-
-    def quantized_name(self, base: str) -> str:
-        """Unique name of a quantization of the tensor `base`."""
-        return self._names.quantized(base)
-
-    def unique(self, stem: str, suffix: str = "") -> str:
-        """``stem + suffix``, with a counter where it is taken."""
-        return self._names.unique(stem, suffix)
-
-    def shared(self, key: tuple[Any, ...], make: Callable[[], Value]) -> Value:
-        """The value made before under `key`, else what `make` makes."""
-        if key not in self._shared:
-            self._shared[key] = make()
-        return self._shared[key]
-
     def run(self) -> tvm.IRModule:
-        """Build the module.
-
-        The builder's scopes are not used: they print a warning where a node is refused.
-        """
+        """Build the module."""
         for node in self._graph.nodes:
             self._visit(node)
-        result = self._result()
-        out = relax.Var("logits", result.ty)
-        block = relax.DataflowBlock([*self._bindings, relax.VarBinding(out, result)])
-        function = relax.Function([self._parameter], relax.SeqExpr([block], out), result.ty)
-        mod = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
-        return relax.transform.Normalize()(mod)  # gives the body its type
+        return self.module(self._parameter, self._result())
 
     def _result(self) -> relax.Expr:
         (outputs,) = next(n for n in self._graph.nodes if n.op == "output").args
@@ -182,9 +144,9 @@ class GraphImporter:
         view = NodeView(
             op,
             self._bind(node),
-            self._names.label(node),
+            self._scope.label(node),
             describe(node),
-            self._names.roles.get(node),
+            self._scope.roles.get(node),
         )
         try:
             return CONVERTERS[op](self, view)

@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from tvm_q4.frontend.common.writer import TensorNames
+
 LAYER_OPS = {
     "aten.conv2d.default": (1, 2),
     "aten.conv2d.padding": (1, 2),
@@ -97,7 +99,7 @@ def _layer_name(node: Any, parameters: Mapping[str, str]) -> str:
     return path or str(node.name)
 
 
-class NameScope:
+class NameScope(TensorNames):
     """Hands out unique names: layers first, so that nothing else takes a layer's name.
 
     Parameters
@@ -108,8 +110,7 @@ class NameScope:
     """
 
     def __init__(self, graph: Any, parameters: Mapping[str, str]) -> None:
-        self._taken: set[str] = set()
-        self._quantized: set[str] = set()
+        super().__init__()
         self._layers: dict[Any, str] = {}
         self.roles: dict[Any, str] = {}
         for node in graph.nodes:
@@ -117,29 +118,10 @@ class NameScope:
                 self._add_layer(node, parameters)
 
     def _add_layer(self, node: Any, parameters: Mapping[str, str]) -> None:
-        name = self._layers[node] = self.unique(_layer_name(node, parameters))
-        self._quantized.add(name)  # a layer's own name is its accumulator's
+        name = self._layers[node] = self.layer(_layer_name(node, parameters))
         for at, part in zip(LAYER_OPS[op_name(node)], ("weight", "bias"), strict=True):
             if at is not None and at < len(node.args):
                 _origin(node.args[at], self.roles, f"{name}.{part}")
-
-    def unique(self, stem: str, suffix: str = "") -> str:
-        """``stem + suffix``, with ``_1``, ``_2`` after the stem where it is taken."""
-        name, count = stem + suffix, 0
-        while name in self._taken:
-            count += 1
-            name = f"{stem}_{count}{suffix}"
-        self._taken.add(name)
-        return name
-
-    def quantized(self, base: str) -> str:
-        """Name of a quantization of tensor `base`: `base` itself, then ``base.q2``, ``base.q3``."""
-        name, count = base, 1
-        while name in self._quantized:
-            count += 1
-            name = f"{base}.q{count}"
-        self._quantized.add(name)
-        return name
 
     def label(self, node: Any) -> str:
         """Unique name of the tensor that `node` makes."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from tvm import relax
 
-from tvm_q4.frontend.torch_ops.registry import ImporterFace, NodeView, Value, converts
+from tvm_q4.frontend.common.values import ImporterFace, Value
+from tvm_q4.frontend.torch_ops.registry import NodeView, converts
 
 _FLOAT_MAX = float(np.finfo(np.float32).max)
 

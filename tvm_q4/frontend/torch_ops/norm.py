@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 from tvm import relax
 
-from tvm_q4.frontend.torch_ops.registry import ImporterFace, NodeView, Value, converts
+from tvm_q4.frontend.common import layers
+from tvm_q4.frontend.common.values import ImporterFace, Value
+from tvm_q4.frontend.torch_ops.registry import NodeView, converts
 
 
 def _affine(node: NodeView, name: str, channels: int, default: float) -> relax.Expr:
@@ -18,13 +20,11 @@ def _batch_norm(imp: ImporterFace, node: NodeView, eps: float) -> Value:
     if node["running_mean"] is None or node["running_var"] is None:
         raise node.unsupported("batch norm without running statistics is not supported")
     channels = x.shape[1]
-    call = relax.op.nn.batch_norm(
-        x.expr, _affine(node, "weight", channels, 1.0), _affine(node, "bias", channels, 0.0),
+    parameters = [
+        _affine(node, "weight", channels, 1.0), _affine(node, "bias", channels, 0.0),
         node["running_mean"].expr, node["running_var"].expr,
-        axis=1, epsilon=float(eps), training=False,
-    )  # fmt: skip
-    out = imp.emit(relax.TupleGetItem(imp.emit(call, node.label), 0), node.label)
-    return Value(out, x.base)
+    ]  # fmt: skip
+    return layers.batch_norm(imp, node, x, parameters, float(eps))
 
 
 @converts("aten.batch_norm.default")

@@ -7,79 +7,37 @@ from typing import Any
 
 from tvm import relax
 
-from tvm_q4.frontend.torch_ops.registry import (
-    ImporterFace,
-    NodeView,
-    Value,
-    converts,
-    pair,
-    positive,
-)
-from tvm_q4.ops import pooled_size
+from tvm_q4.frontend.common.pools import Windows, average_pool, global_average, max_pool
+from tvm_q4.frontend.common.values import ImporterFace, Value
+from tvm_q4.frontend.torch_ops.registry import NodeView, converts, pair
 
 
-def _pooled(x: Value, node: NodeView, windows: tuple[list[int], ...], ceil: bool) -> list[int]:
-    """Output height and width as torch computes them."""
-    kernel, stride, pad, dilation = windows
-    out = []
-    for i in (0, 1):
-        size = x.shape[2 + i]
-        n = pooled_size(size, kernel[i], stride[i], 2 * pad[i], dilation[i], ceil)
-        out.append(n - int(ceil and (n - 1) * stride[i] >= size + pad[i]))
-    return positive(out, node)
-
-
-def _windows(node: NodeView) -> tuple[list[int], ...]:
+def _windows(node: NodeView) -> Windows:
     kernel = pair(node["kernel_size"])
-    stride = pair(node["stride"]) if node["stride"] else kernel
-    return kernel, stride, pair(node["padding"]), pair(node.args.get("dilation", 1))
-
-
-def _max_pool(imp: ImporterFace, node: NodeView) -> Value:
-    """Max pool; ceil mode becomes extra padding after, which a maximum never sees."""
-    x, windows = node.tensor("self"), _windows(node)
-    kernel, stride, pad, dilation = windows
-    sizes = _pooled(x, node, windows, bool(node["ceil_mode"]))
-    reach = [(sizes[i] - 1) * stride[i] + dilation[i] * (kernel[i] - 1) + 1 for i in (0, 1)]
-    after = [max(pad[i], reach[i] - x.shape[2 + i] - pad[i]) for i in (0, 1)]
-    call = relax.op.nn.max_pool2d(x.expr, kernel, stride, [*pad, *after], dilation)
-    return Value(imp.emit(call, node.label), f"{node.label}.out")
+    strides = pair(node["stride"]) if node["stride"] else kernel
+    padding, dilation = pair(node["padding"]) * 2, pair(node.args.get("dilation", 1))
+    return Windows(kernel, strides, padding, dilation, bool(node["ceil_mode"]))
 
 
 @converts("aten.max_pool2d.default")
 def max_pool2d(imp: ImporterFace, node: NodeView) -> Value:
     """``relax.nn.max_pool2d``."""
-    return _max_pool(imp, node)
+    return max_pool(imp, node, node.tensor("self"), _windows(node))
 
 
 @converts("aten.max_pool2d_with_indices.default")
 def max_pool2d_with_indices(imp: ImporterFace, node: NodeView) -> tuple[Value, ...]:
     """As `max_pool2d`; the indices, item 1, are not available."""
-    return (_max_pool(imp, node),)
+    return (max_pool2d(imp, node),)
 
 
 @converts("aten.avg_pool2d.default")
 def avg_pool2d(imp: ImporterFace, node: NodeView) -> Value:
     """``relax.nn.avg_pool2d``."""
-    x, windows, ceil = node.tensor("self"), _windows(node), bool(node["ceil_mode"])
     if node["divisor_override"] is not None:
         raise node.unsupported("average pooling with divisor_override is not supported")
-    sizes = _pooled(x, node, windows, ceil)
-    kernel, stride, pad, _ = windows
-    call = relax.op.nn.avg_pool2d(
-        x.expr,
-        kernel,
-        stride,
-        pad * 2,
-        ceil_mode=ceil,
-        count_include_pad=bool(node["count_include_pad"]),
-    )
-    out = imp.emit(call, node.label)
-    if [int(d) for d in out.ty.shape][2:] != sizes:
-        raise node.unsupported(
-            "a ceil-mode average pool whose last window starts in the padding is not supported"
-        )
-    return Value(out, f"{node.label}.out")
+    include = bool(node["count_include_pad"])
+    return average_pool(imp, node, node.tensor("self"), _windows(node), include_pad=include)
 
 
 def _adaptive_window(size: int, out: int) -> tuple[int, int] | None:
@@ -121,7 +79,4 @@ def mean(imp: ImporterFace, node: NodeView) -> Value:
         raise node.unsupported(
             f"a mean over dimensions {dims} of {x.shape} is not supported, only over (2, 3)"
         )
-    out = imp.emit(relax.op.nn.avg_pool2d(x.expr, x.shape[2:]), node.label)
-    if not node["keepdim"]:
-        out = imp.emit(relax.op.reshape(out, x.shape[:2]), f"{node.label}.flat")
-    return Value(out, f"{node.label}.out")
+    return global_average(imp, node, x, keep=bool(node["keepdim"]))

@@ -4,40 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
-
-from tvm import relax
+from typing import Any, TypeVar
 
 from tvm_q4.errors import UnsupportedError
-
-
-@dataclass(frozen=True, eq=False)
-class Value:
-    """A tensor of the exported graph in Relax.
-
-    Attributes
-    ----------
-    expr : relax.Expr
-        Variable or constant with a static shape.
-    base : str
-        Name that a quantization of this tensor takes (``layer1.0.conv1.out``).
-    constant : bool
-        Whether it derives from parameters alone.
-    """
-
-    expr: relax.Expr
-    base: str
-    constant: bool = False
-
-    @property
-    def shape(self) -> list[int]:
-        """Static shape."""
-        return [int(d) for d in self.expr.ty.shape]
-
-    @property
-    def dtype(self) -> str:
-        """Element type, as NumPy names it."""
-        return str(self.expr.ty.dtype)
+from tvm_q4.frontend.common.values import ImporterFace, Value
 
 
 @dataclass(frozen=True)
@@ -79,25 +49,6 @@ class NodeView:
         return UnsupportedError(f"{self.where}: {why}")
 
 
-class ImporterFace(Protocol):
-    """What a converter may ask of the importer."""
-
-    batch: int
-    recorded_batch: int | None
-
-    def emit(self, expr: relax.Expr, label: str) -> relax.Var:
-        """Bind `expr` in the main function under the tensor name `label`."""
-
-    def quantized_name(self, base: str) -> str:
-        """Unique name of a quantization of the tensor `base`: itself, then ``.q2``, ``.q3``."""
-
-    def unique(self, stem: str, suffix: str = "") -> str:
-        """``stem + suffix``, with a counter after the stem where it is taken."""
-
-    def shared(self, key: tuple[Any, ...], make: Callable[[], Value]) -> Value:
-        """Value made before under `key`, else the one that `make` makes now."""
-
-
 Converter = Callable[[ImporterFace, NodeView], Any]
 ConverterT = TypeVar("ConverterT", bound=Converter)
 CONVERTERS: dict[str, Converter] = {}
@@ -126,11 +77,3 @@ def pair(values: Any) -> list[int]:
     """Two ints of a list argument that may have been recorded with one."""
     out = [int(v) for v in (values if isinstance(values, (list, tuple)) else [values])]
     return out * 2 if len(out) == 1 else out
-
-
-def positive(shape: list[int], node: NodeView) -> list[int]:
-    """`shape`, checked to have at least one element along each axis."""
-    if any(d < 1 for d in shape):
-        msg = f"the result would have shape {shape}; the image is too small for this model"
-        raise node.unsupported(f"{msg}, give a larger --image-size")
-    return shape

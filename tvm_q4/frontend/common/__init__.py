@@ -1,0 +1,1 @@
+"""What importers of float graphs share: values, names, the Relax function, operator families."""
