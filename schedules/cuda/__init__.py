@@ -1,0 +1,1 @@
+"""CUDA schedule rules for integer tensor cores, and the device model they choose tiles by."""
