@@ -79,9 +79,9 @@ def _kernel_forms() -> dict[str, Any]:
     """LLVM's name of this CPU, and the best dot-product form for the two uniform precisions."""
     from tvm_q4.quant import IntRange
     from tvm_q4.schedules.cpu.dot import dot_forms
-    from tvm_q4.targets import parse_target
+    from tvm_q4.targets import cpu_target
 
-    target = parse_target("llvm")
+    target = cpu_target()
     forms = {
         "w8a8": dot_forms(target, IntRange(0, 255), 8)[0].name,
         "w4a4": dot_forms(target, IntRange(0, 15), 4)[0].name,
