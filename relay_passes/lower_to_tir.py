@@ -157,7 +157,7 @@ class _Lowering:
             self.constants[key] = [relax.const(a, str(a.dtype)) for a in arrays]
             if "weight" in layer.ops[0].params:
                 self.result.weight_bytes[layer.name] = arrays[0].nbytes
-        types = [TensorType(t.physical_shape, t.dtype) for _, t in layer.outputs]
+        types = [TensorType(t.physical_shape, t.physical_dtype) for _, t in layer.outputs]
         call = self.builder.emit(
             relax.op.call_tir(
                 self.kernels[name],

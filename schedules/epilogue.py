@@ -13,94 +13,106 @@ from typing import Any
 from tvm_q4._compat import tirx
 from tvm_q4.quant import INT32_MAX, INT32_MIN
 from tvm_q4.schedules import lanes
-from tvm_q4.schedules.high_word import products, round_shift_high
+from tvm_q4.schedules.high_word import sum_of_products_high
 from tvm_q4.schedules.layer import Layer, Op
+from tvm_q4.schedules.layout import LANES
 
 Param = Callable[[int, str], Any]
 Load = Callable[[int], Any]
 
 
-def _narrowed(value: Any, op: Op, work: str) -> Any:
-    """Clamp to the operator's range and convert to its type; an open int32 range needs no clamp."""
-    a = op.attrs
-    if (a["lo"], a["hi"]) != (INT32_MIN, INT32_MAX):
-        value = lanes.clamp(value, max(a["lo"], INT32_MIN), min(a["hi"], INT32_MAX), work)
-    return lanes.cast(value, op.dtype)
+class _Epilogue:
+    """Emits operators on vectors of `width` lanes; a width of 1 is one value of a GPU thread."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+
+    def splat(self, value: int, dtype: str) -> Any:
+        return lanes.splat(value, dtype, self.width)
+
+    def cast(self, value: Any, dtype: str) -> Any:
+        return lanes.cast(value, dtype, self.width)
+
+    def round_shift(self, value: Any, shift: Any, op: Op, work: str) -> Any:
+        shift = self.cast(shift, work)
+        return lanes.round_shift(value, shift, op.attrs["rounding"], work, self.width)
+
+    def narrowed(self, value: Any, op: Op, work: str) -> Any:
+        """Clamp to the operator's range and convert; an open int32 range needs no clamp."""
+        a = op.attrs
+        if (a["lo"], a["hi"]) != (INT32_MIN, INT32_MAX):
+            lo, hi = max(a["lo"], INT32_MIN), min(a["hi"], INT32_MAX)
+            value = lanes.clamp(value, lo, hi, work, self.width)
+        return self.cast(value, op.dtype)
+
+    def minus(self, value: Any, zero: int, work: str) -> Any:
+        wide = self.cast(value, work)
+        return wide - self.splat(zero, work) if zero else wide
+
+    def from_high_words(
+        self, op: Op, values: list[Any], names: tuple[str, ...], param: Callable[[str], Any]
+    ) -> Any:
+        """Sum of the values' products, rounded and shifted once, on 32-bit lanes."""
+        assert op.high is not None
+        pairs = []
+        for value, before, name in zip(values, op.high, names, strict=True):
+            doubled = value << self.splat(before, "int32") if before else value
+            pairs.append((doubled, param(f"{name}multiplier")))
+        value = sum_of_products_high(pairs, param(f"{names[0]}shift"), self.width)
+        if op.attrs["zero_point"]:
+            value = value + self.splat(op.attrs["zero_point"], "int32")
+        return self.narrowed(value, op, "int32")
+
+    def requantize(self, op: Op, x: Any, param: Callable[[str], Any]) -> Any:
+        if op.high is not None:
+            value = self.minus(x, op.attrs["in_zero_point"], "int32")
+            return self.from_high_words(op, [value], ("",), param)
+        work, a = ("int32" if op.narrow else "int64"), op.attrs
+        multiplier = self.cast(param("multiplier"), work)
+        product = self.minus(x, a["in_zero_point"], work) * multiplier
+        value = self.round_shift(product, param("shift"), op, work)
+        if "offset" in op.params:
+            value = value + self.cast(param("offset"), work)
+        if a["zero_point"]:
+            value = value + self.splat(a["zero_point"], work)
+        return self.narrowed(value, op, work)
+
+    def add(self, op: Op, lhs: Any, rhs: Any, param: Callable[[str], Any]) -> Any:
+        if op.high is not None:
+            values = [
+                self.minus(lhs, op.attrs["lhs_zero_point"], "int32"),
+                self.minus(rhs, op.attrs["rhs_zero_point"], "int32"),
+            ]
+            return self.from_high_words(op, values, ("lhs_", "rhs_"), param)
+        work, a = ("int32" if op.narrow else "int64"), op.attrs
+        left = self.minus(lhs, a["lhs_zero_point"], work)
+        right = self.minus(rhs, a["rhs_zero_point"], work)
+        sides = []
+        for side, value in (("lhs", left), ("rhs", right)):
+            if op.unit(side):
+                sides.append(value)
+                continue
+            product = value * self.cast(param(f"{side}_multiplier"), work)
+            if a["form"] != "fused":
+                product = self.round_shift(product, param(f"{side}_shift"), op, work)
+            sides.append(product)
+        value = sides[0] + sides[1]
+        if a["form"] == "fused":
+            value = self.round_shift(value, param("lhs_shift"), op, work)
+        if a["zero_point"]:
+            value = value + self.splat(a["zero_point"], work)
+        return self.narrowed(value, op, work)
+
+    def dequantize(self, op: Op, x: Any, param: Callable[[str], Any]) -> Any:
+        zero = int(op.params["zero_point"].ravel()[0])
+        real = self.cast(self.minus(x, zero, "int32"), "float32")
+        scale = param("scale")
+        return tirx.div(real, scale) if op.attrs["form"] == "divide" else real * scale
 
 
-def _minus(value: Any, zero: int, work: str) -> Any:
-    wide = lanes.cast(value, work)
-    return wide - lanes.splat(zero, work) if zero else wide
-
-
-def _from_high_words(
-    op: Op, values: list[Any], names: tuple[str, ...], param: Callable[[str], Any]
-) -> Any:
-    """Sum of the values' products, rounded and shifted once, on 32-bit lanes."""
-    assert op.high is not None
-    pairs = []
-    for value, before, name in zip(values, op.high, names, strict=True):
-        doubled = value << lanes.splat(before, "int32") if before else value
-        pairs.append(products(doubled, param(f"{name}multiplier")))
-    even, odd = pairs[0]
-    for more_even, more_odd in pairs[1:]:
-        even, odd = even + more_even, odd + more_odd
-    value = round_shift_high(even, odd, param(f"{names[0]}shift"))
-    if op.attrs["zero_point"]:
-        value = value + lanes.splat(op.attrs["zero_point"], "int32")
-    return _narrowed(value, op, "int32")
-
-
-def _requantize(op: Op, x: Any, param: Callable[[str], Any]) -> Any:
-    if op.high is not None:
-        value = _minus(x, op.attrs["in_zero_point"], "int32")
-        return _from_high_words(op, [value], ("",), param)
-    work, a = ("int32" if op.narrow else "int64"), op.attrs
-    product = _minus(x, a["in_zero_point"], work) * lanes.cast(param("multiplier"), work)
-    value = lanes.round_shift(product, lanes.cast(param("shift"), work), a["rounding"], work)
-    if "offset" in op.params:
-        value = value + lanes.cast(param("offset"), work)
-    if a["zero_point"]:
-        value = value + lanes.splat(a["zero_point"], work)
-    return _narrowed(value, op, work)
-
-
-def _add(op: Op, lhs: Any, rhs: Any, param: Callable[[str], Any]) -> Any:
-    if op.high is not None:
-        values = [
-            _minus(lhs, op.attrs["lhs_zero_point"], "int32"),
-            _minus(rhs, op.attrs["rhs_zero_point"], "int32"),
-        ]
-        return _from_high_words(op, values, ("lhs_", "rhs_"), param)
-    work, a = ("int32" if op.narrow else "int64"), op.attrs
-    left = _minus(lhs, a["lhs_zero_point"], work)
-    right = _minus(rhs, a["rhs_zero_point"], work)
-    sides = []
-    for side, value in (("lhs", left), ("rhs", right)):
-        if op.unit(side):
-            sides.append(value)
-            continue
-        product = value * lanes.cast(param(f"{side}_multiplier"), work)
-        if a["form"] != "fused":
-            shift = lanes.cast(param(f"{side}_shift"), work)
-            product = lanes.round_shift(product, shift, a["rounding"], work)
-        sides.append(product)
-    value = sides[0] + sides[1]
-    if a["form"] == "fused":
-        value = lanes.round_shift(value, lanes.cast(param("lhs_shift"), work), a["rounding"], work)
-    if a["zero_point"]:
-        value = value + lanes.splat(a["zero_point"], work)
-    return _narrowed(value, op, work)
-
-
-def _dequantize(op: Op, x: Any, param: Callable[[str], Any]) -> Any:
-    zero = int(op.params["zero_point"].ravel()[0])
-    real = lanes.cast(_minus(x, zero, "int32"), "float32")
-    scale = param("scale")
-    return tirx.div(real, scale) if op.attrs["form"] == "divide" else real * scale
-
-
-def emit_epilogue(layer: Layer, anchor: Any, load: Load, param: Param) -> list[Any]:
+def emit_epilogue(
+    layer: Layer, anchor: Any, load: Load, param: Param, width: int = LANES
+) -> list[Any]:
     """Vectors of every operator's result, indexed as ``layer.ops``.
 
     Parameters
@@ -113,7 +125,10 @@ def emit_epilogue(layer: Layer, anchor: Any, load: Load, param: Param) -> list[A
         ``load(i)`` gives the vector of external input i at the current position.
     param : callable
         ``param(op index, name)`` gives that constant's vector at the current channels.
+    width : int
+        Lanes of a vector; 1 for scalars.
     """
+    emitter = _Epilogue(width)
     values: list[Any] = [anchor] if layer.anchor else []
     for index, op in layer.epilogue:
         args = [values[i] if kind == "op" else load(i) for kind, i in op.refs]
@@ -122,9 +137,9 @@ def emit_epilogue(layer: Layer, anchor: Any, load: Load, param: Param) -> list[A
             return param(index, name)
 
         if op.kind == "requantize":
-            values.append(_requantize(op, args[0], own))
+            values.append(emitter.requantize(op, args[0], own))
         elif op.kind == "add":
-            values.append(_add(op, args[0], args[1], own))
+            values.append(emitter.add(op, args[0], args[1], own))
         else:
-            values.append(_dequantize(op, args[0], own))
+            values.append(emitter.dequantize(op, args[0], own))
     return values

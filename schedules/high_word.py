@@ -29,7 +29,7 @@ _PAIRS = LANES // 2
 def prepare(
     sides: list[tuple[np.ndarray, int]], shift: np.ndarray
 ) -> tuple[list[np.ndarray], list[int], np.ndarray] | None:
-    """Constants for `round_shift_high`, or None where it would not be exact.
+    """Constants for `sum_of_products_high`, or None where it would not be exact.
 
     Parameters
     ----------
@@ -65,10 +65,41 @@ def prepare(
     return [f.astype(np.int32) for f in factors], before, shifts.astype(np.int32)
 
 
-def products(value: Any, multiplier: Any) -> tuple[Any, Any]:
-    """64-bit products of the even and of the odd lanes of two int32 vectors."""
-    (a, b), (c, d) = _even_odd(value), _even_odd(multiplier)
-    return a * c, b * d
+def sum_of_products_high(pairs: list[tuple[Any, Any]], shift: Any, width: int = LANES) -> Any:
+    """``sum(value * multiplier)`` in 64 bits, rounded half up and shifted right, as int32.
+
+    Parameters
+    ----------
+    pairs : list of (expression, expression)
+        int32 vectors: values and their multipliers.
+    shift : expression
+        int32 vector of shifts, each in 33..62.
+    width : int
+        Lanes of the vectors; scalars where 1.
+    """
+    high = _high_scalar(pairs) if width == 1 else _high_vector(pairs)
+    half = lanes.splat(1, "int32", width) << (shift - lanes.splat(LOWEST_SHIFT, "int32", width))
+    return (high + half) >> (shift - lanes.splat(32, "int32", width))
+
+
+def _high_scalar(pairs: list[tuple[Any, Any]]) -> Any:
+    """High word of a sum of products; compilers multiply and add in 64 bits at once (IMAD.WIDE)."""
+    total = sum(
+        tirx.Cast("int64", value) * tirx.Cast("int64", factor) for value, factor in pairs
+    )
+    return tirx.Cast("int32", total >> tirx.const(32, "int64"))
+
+
+def _high_vector(pairs: list[tuple[Any, Any]]) -> Any:
+    """High words of sums of products, as an int32 vector."""
+    even = odd = None
+    for value, factor in pairs:
+        (a, b), (c, d) = _even_odd(value), _even_odd(factor)
+        even = a * c if even is None else even + a * c
+        odd = b * d if odd is None else odd + b * d
+    words = [tirx.reinterpret(f"int32x{LANES}", p) for p in (even, odd)]
+    order = [i for lane in range(1, LANES, 2) for i in (lane, LANES + lane)]
+    return tirx.Shuffle(words, [tirx.const(i, "int32") for i in order])
 
 
 def _even_odd(vector: Any) -> tuple[Any, Any]:
@@ -76,20 +107,3 @@ def _even_odd(vector: Any) -> tuple[Any, Any]:
     pairs = tirx.reinterpret(f"int64x{_PAIRS}", vector)
     word = lanes.splat(32, "int64", _PAIRS)
     return (pairs << word) >> word, pairs >> word
-
-
-def round_shift_high(even: Any, odd: Any, shift: Any) -> Any:
-    """Round sums of products half up and shift them right, as an int32 vector.
-
-    Parameters
-    ----------
-    even, odd : expression
-        int64 vectors from `products`, or their sums.
-    shift : expression
-        int32 vector of shifts, each in 33..62.
-    """
-    words = [tirx.reinterpret(f"int32x{LANES}", p) for p in (even, odd)]
-    order = [i for lane in range(1, LANES, 2) for i in (lane, LANES + lane)]
-    high = tirx.Shuffle(words, [tirx.const(i, "int32") for i in order])
-    half = lanes.splat(1, "int32") << (shift - lanes.splat(LOWEST_SHIFT, "int32"))
-    return (high + half) >> (shift - lanes.splat(32, "int32"))

@@ -1,4 +1,7 @@
-"""TensorIR vectors of `LANES` elements: loads, stores, the rounding shifts of ``numerics.md``."""
+"""TensorIR vectors: loads, stores, the rounding shifts of ``numerics.md``.
+
+Vectors have `LANES` elements unless said otherwise; with ``lanes=1`` (GPU threads) they are scalars.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +23,12 @@ def ramp(base: Expr | int, lanes: int = LANES) -> Expr:
 def splat(value: int | float | Expr, dtype: str, lanes: int = LANES) -> Expr:
     """`value` in every lane."""
     scalar = tirx.const(value, dtype) if isinstance(value, (int, float)) else value
-    return tirx.Broadcast(scalar, lanes)
+    return scalar if lanes == 1 else tirx.Broadcast(scalar, lanes)
 
 
 def cast(vector: Any, dtype: str, lanes: int = LANES) -> Expr:
     """Each lane converted to `dtype`."""
-    return tirx.Cast(f"{dtype}x{lanes}", vector)
+    return tirx.Cast(dtype if lanes == 1 else f"{dtype}x{lanes}", vector)
 
 
 def load(buffer: Buffer, index: list[Any], lanes: int = LANES) -> Expr:
@@ -38,24 +41,26 @@ def store(buffer: Buffer, index: list[Any], vector: Expr, lanes: int = LANES) ->
     T.buffer_store(buffer, vector, [*index[:-1], ramp(index[-1], lanes)])
 
 
-def clamp(vector: Expr, lo: int, hi: int, dtype: str) -> Expr:
+def clamp(vector: Expr, lo: int, hi: int, dtype: str, lanes: int = LANES) -> Expr:
     """Lanes limited to ``[lo, hi]``."""
-    return tirx.min(tirx.max(vector, splat(lo, dtype)), splat(hi, dtype))
+    return tirx.min(tirx.max(vector, splat(lo, dtype, lanes)), splat(hi, dtype, lanes))
 
 
-def round_shift(product: Expr, shift: Expr, rounding: str, dtype: str) -> Expr:
+def round_shift(
+    product: Expr, shift: Expr, rounding: str, dtype: str, lanes: int = LANES
+) -> Expr:
     """``product / 2**shift`` with the named rounding, as `tvm_q4.quant.round_shift` does it.
 
     `product` and `shift` are vectors of `dtype` (int32 or int64); a shift of 0 is the identity.
     """
-    one, zero = splat(1, dtype), splat(0, dtype)
+    one, zero = splat(1, dtype, lanes), splat(0, dtype, lanes)
     if rounding == "floor":
         return product >> shift
     half = (one << shift) >> one
     if rounding == "half_up":
         return (product + half) >> shift
     if rounding == "half_away":
-        sign = product >> splat(31 if dtype == "int32" else 63, dtype)
+        sign = product >> splat(31 if dtype == "int32" else 63, dtype, lanes)
         magnitude = (product ^ sign) - sign
         return (((magnitude + half) >> shift) ^ sign) - sign
     up = (product + half) >> shift

@@ -54,6 +54,11 @@ class Tensor:
         return self.layout.physical_shape(self.shape[: self.rank])
 
     @property
+    def physical_dtype(self) -> str:
+        """Element type in memory: int32 words where elements are packed."""
+        return self.layout.physical_dtype(self.dtype)
+
+    @property
     def tag(self) -> str:
         """Value type as printed in signatures: ``u4``, or ``u4/int8`` in an unusual container."""
         if self.range is None:

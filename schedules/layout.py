@@ -3,6 +3,9 @@
 Integer tensors are NHWC with the channels padded to the vector width and, around each image, a
 halo that is filled with the tensor's zero point: a convolution reads its padding from there, so its
 inner loop has no bounds checks. Float tensors (the input, float islands, logits) stay plain NCHW.
+
+On CPUs an element is a container of its own (int8 for 4 bits too). On GPUs elements of 4, 8, 16 or
+32 bits are packed into int32 words along the channels, the lowest channel in the lowest bits.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 LANES = 16
+WORD_BITS = 32
 
 
 def round_up(value: int, multiple: int) -> int:
@@ -30,11 +34,19 @@ class Layout:
         Rows and columns added at top, left, bottom and right (NHWC only).
     channels : int
         Physical channels, at least the logical ones (NHWC only).
+    bits : {0, 4, 8, 16, 32}
+        Bits of an element that is packed into int32 words; 0 for elements in their own containers.
     """
 
     kind: str
     halo: tuple[int, int, int, int] = (0, 0, 0, 0)
     channels: int = 0
+    bits: int = 0
+
+    @property
+    def words(self) -> int:
+        """int32 words of a pixel (packed elements only)."""
+        return self.channels * self.bits // WORD_BITS
 
     def physical_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape in memory of a logical tensor of that shape ([N, C] counts as [N, C, 1, 1])."""
@@ -42,20 +54,27 @@ class Layout:
             return shape
         n, _, h, w = shape4(shape)
         top, left, bottom, right = self.halo
-        return (n, h + top + bottom, w + left + right, self.channels)
+        innermost = self.words if self.bits else self.channels
+        return (n, h + top + bottom, w + left + right, innermost)
+
+    def physical_dtype(self, dtype: str) -> str:
+        """Element type in memory of a tensor of that logical dtype."""
+        return "int32" if self.bits else dtype
 
     def tag(self) -> str:
-        """Short form for signatures, such as ``NHWC64h1,1,1,1``."""
+        """Short form for signatures, such as ``NHWC64h1,1,1,1`` or ``NHWC64p4`` (packed, 4 bits)."""
         if self.kind == "NCHW":
             return "NCHW"
         halo = "h" + ",".join(map(str, self.halo)) if any(self.halo) else ""
-        return f"NHWC{self.channels}{halo}"
+        packed = f"p{self.bits}" if self.bits else ""
+        return f"NHWC{self.channels}{packed}{halo}"
 
     def to_json(self) -> dict[str, Any]:
         """The form stored in a library's metadata."""
         if self.kind == "NCHW":
             return {"kind": "NCHW"}
-        return {"kind": self.kind, "halo": list(self.halo), "channels": self.channels}
+        plain = {"kind": self.kind, "halo": list(self.halo), "channels": self.channels}
+        return plain | {"bits": self.bits} if self.bits else plain
 
 
 PLAIN = Layout("NCHW")

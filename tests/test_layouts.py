@@ -50,3 +50,31 @@ def test_wrong_physical_shape():
 def test_unknown_layout():
     with pytest.raises(LibraryError, match="'HWNC' is unknown"):
         to_logical(np.zeros(1), (1,), {"kind": "HWNC"})
+
+
+@pytest.mark.parametrize(
+    ("bits", "dtype", "lo", "hi"),
+    [
+        (4, "uint8", 0, 15),
+        (4, "int8", -8, 7),
+        (8, "uint8", 0, 255),
+        (8, "int8", -128, 127),
+        (16, "int16", -(2**15), 2**15 - 1),
+        (32, "int32", -(2**31), 2**31 - 1),
+    ],
+)
+def test_packed_words_round_trip(bits: int, dtype: str, lo: int, hi: int) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.integers(lo, hi + 1, (2, 5, 3, 4)).astype(dtype)
+    x.flat[0], x.flat[-1] = lo, hi
+    layout = {"kind": "NHWC", "halo": [1, 0, 2, 1], "channels": 32, "bits": bits, "dtype": dtype}
+    words = to_physical(x, layout, fill=lo)
+    assert words.dtype == np.int32
+    assert words.shape == (2, 6, 5, bits)
+    np.testing.assert_array_equal(to_logical(words, x.shape, layout), x)
+
+
+def test_lowest_channel_is_in_the_lowest_bits() -> None:
+    x = np.arange(8, dtype=np.uint8).reshape(1, 8, 1, 1)
+    layout = {"kind": "NHWC", "halo": [0, 0, 0, 0], "channels": 8, "bits": 4, "dtype": "uint8"}
+    assert int(to_physical(x, layout).view(np.uint32).item()) == 0x76543210

@@ -169,5 +169,5 @@ def _tensor(tensor: Tensor) -> dict[str, Any]:
         "dtype": tensor.dtype,
         "lo": tensor.range.lo if tensor.range else None,
         "hi": tensor.range.hi if tensor.range else None,
-        "layout": tensor.layout.to_json(),
+        "layout": tensor.layout.to_json() | ({"dtype": tensor.dtype} if tensor.layout.bits else {}),
     }
