@@ -66,6 +66,9 @@ def compile_model(
     integer_output: bool = False,
     dump_ir: str | Path | None = None,
     seed: int = 0,
+    arch: str | None = None,
+    hawq_config: str | Path | None = None,
+    hawq_rounding: str | None = None,
     output: str | Path | None = None,
 ) -> Library:
     """Compile a quantized model to a library.
@@ -93,6 +96,8 @@ def compile_model(
         Folder that gets the module after each phase.
     seed : int
         Seed of the random weights of ``zoo:`` models.
+    arch, hawq_config, hawq_rounding : str, optional
+        What a HAWQ checkpoint does not tell; see `tvm_q4.frontend.hawq.load_hawq_model`.
     output : path, optional
         The library's file; a temporary one where None.
 
@@ -118,7 +123,8 @@ def compile_model(
         output = Path(tempfile.mkdtemp(prefix="tvm_q4_")) / "library.so"
     with ProgressBar("compile", len(STEPS)) as bar:
         bar.step("import")
-        mod = _load(model, batch, image_size, seed)
+        hawq = {"arch": arch, "hawq_config": hawq_config, "hawq_rounding": hawq_rounding}
+        mod = _load(model, batch, image_size, seed, hawq)
         bar.advance()
         compiled = compile_module(mod, resolved, options, bar)
         bar.step("library")
@@ -128,7 +134,11 @@ def compile_model(
 
 
 def _load(
-    model: Any, batch: int | None, image_size: tuple[int, int] | None, seed: int
+    model: Any,
+    batch: int | None,
+    image_size: tuple[int, int] | None,
+    seed: int,
+    hawq: dict[str, Any],
 ) -> tvm.IRModule:
     if isinstance(model, tvm.IRModule):
         return model
@@ -136,7 +146,7 @@ def _load(
         from tvm_q4.frontend import load_model
 
         return load_model(
-            model, batch=batch, image_size=image_size, seed=seed, require_quantized=True
+            model, batch=batch, image_size=image_size, seed=seed, require_quantized=True, **hawq
         )
     from tvm_q4.frontend.torch_export import import_exported
 

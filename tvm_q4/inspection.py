@@ -17,6 +17,9 @@ def inspect(
     batch: int | None = None,
     image_size: tuple[int, int] | None = None,
     seed: int = 0,
+    arch: str | None = None,
+    hawq_config: str | Path | None = None,
+    hawq_rounding: str | None = None,
     recipe: str | Path | None = None,
     extract: str | Path | None = None,
 ) -> dict[str, Any]:
@@ -26,7 +29,7 @@ def inspect(
     ----------
     source : str or Path
         A library (``.so``), or a model as `tvm_q4.compile` takes it; float models too.
-    batch, image_size, seed
+    batch, image_size, seed, arch, hawq_config, hawq_rounding
         As for `tvm_q4.compile`; models only.
     recipe : path, optional
         Folder to write the model to as an integer recipe.
@@ -55,7 +58,9 @@ def inspect(
     else:
         if extract is not None:
             raise InputError(f"'{source}' is a model; --extract takes a library")
-        metadata = _model_metadata(str(source), batch, image_size, seed, recipe)
+        hawq = {"arch": arch, "hawq_config": hawq_config, "hawq_rounding": hawq_rounding}
+        options = {"batch": batch, "image_size": image_size, "seed": seed, **hawq}
+        metadata = _model_metadata(str(source), options, recipe)
     return {
         "kind": "library" if is_library(path) else "model",
         "path": str(source),
@@ -101,17 +106,13 @@ def _write(folder: Path, metadata: dict[str, Any]) -> None:
 
 
 def _model_metadata(
-    spec: str,
-    batch: int | None,
-    image_size: tuple[int, int] | None,
-    seed: int,
-    recipe: str | Path | None,
+    spec: str, options: dict[str, Any], recipe: str | Path | None
 ) -> dict[str, Any]:
     from tvm_q4.frontend import load_model
     from tvm_q4.model_report import describe_model
     from tvm_q4.relay_passes.pipeline import to_integer
 
-    mod = to_integer(load_model(spec, batch=batch, image_size=image_size, seed=seed))
+    mod = to_integer(load_model(spec, **options))
     if recipe is not None:
         from tvm_q4.frontend.recipe import write_recipe
 

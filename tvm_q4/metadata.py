@@ -12,6 +12,7 @@ from tvm.target import Target
 
 from tvm_q4 import __version__, ops
 from tvm_q4.meta import model_meta
+from tvm_q4.model_report import MODEL_FACTS
 from tvm_q4.relay_passes._rewrite import dataflow_bindings
 from tvm_q4.relay_passes.lower_to_tir import Lowered, LoweredCall, has_quantized_input
 from tvm_q4.schedules.layer import Tensor
@@ -38,11 +39,10 @@ def build_metadata(
         ``sha256`` of the model, ``arena_bytes``, ``float_ops`` and what else the driver knows.
     """
     meta = model_meta(integer)
-    names = ("name", "source_format", "source_tool")
     return {
         "format": FORMAT,
         "version": VERSION,
-        "model": {k: meta.get(k) for k in names} | {"sha256": facts["sha256"]},
+        "model": {k: meta.get(k) for k in MODEL_FACTS} | {"sha256": facts["sha256"]},
         "target": {"kind": target.kind.name} | {k: _plain(v) for k, v in target.attrs.items()},
         "batch": int(integer["main"].params[0].ty.shape[0]),
         "input": _input(fused, meta),

@@ -17,6 +17,7 @@ from tvm_q4.relay_passes.check_integer_only import check_integer_only
 
 FORMAT, VERSION = "tvm-q4/model", 1
 FLOAT_BITS = 32
+MODEL_FACTS = ("name", "source_format", "source_tool", "source_details")
 _FLOAT_LAYERS = {"relax.nn.conv2d": "conv2d", "relax.matmul": "dense"}
 
 
@@ -37,8 +38,7 @@ def describe_model(mod: tvm.IRModule) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "version": VERSION,
-        "model": {key: meta.get(key) for key in ("name", "source_format", "source_tool")}
-        | {"sha256": model_hash(mod)},
+        "model": {key: meta.get(key) for key in MODEL_FACTS} | {"sha256": model_hash(mod)},
         "batch": shape_of(main.params[0])[0],
         "input": _tensor(main.params[0]) | {"transform": meta.get("transform")},
         "output": _tensor(main.body.body),

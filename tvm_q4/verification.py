@@ -26,6 +26,9 @@ def verify(
     *,
     first_mismatch: bool = False,
     seed: int = 0,
+    arch: str | None = None,
+    hawq_config: str | Path | None = None,
+    hawq_rounding: str | None = None,
 ) -> dict[str, Any]:
     """Compare every tensor that a library stores with the reference executor's.
 
@@ -48,6 +51,8 @@ def verify(
         End at the first tensor that differs.
     seed : int
         Seed of the random input, and of the weights of ``zoo:`` models.
+    arch, hawq_config, hawq_rounding : str, optional
+        As for ``compile``.
 
     Returns
     -------
@@ -69,7 +74,8 @@ def verify(
         If `model` or `x` cannot be used.
     """
     lib = library if isinstance(library, Library) else load(library)
-    models = _Models(lib, model, seed)
+    hawq = {"arch": arch, "hawq_config": hawq_config, "hawq_rounding": hawq_rounding}
+    models = _Models(lib, model, {"seed": seed, **hawq})
     if x is None:
         x = sample_input(lib.metadata, max(2, lib.input.batch), dtype=lib.input.dtype, seed=seed)
     lib.input.check(x)
@@ -127,12 +133,14 @@ def _float_input(lib: Library, x: NDArray) -> tuple[NDArray, dict[str, NDArray]]
 class _Models:
     """Reference executors of the model a library was compiled from, checked to be that model."""
 
-    def __init__(self, lib: Library, model: str | Path | tvm.IRModule, seed: int) -> None:
+    def __init__(
+        self, lib: Library, model: str | Path | tvm.IRModule, options: dict[str, Any]
+    ) -> None:
         from tvm_q4.reference import ReferenceExecutor
         from tvm_q4.relay_passes.integer_output import IntegerOutput
         from tvm_q4.relay_passes.pipeline import to_integer
 
-        mod = _load(lib, model, seed)
+        mod = _load(lib, model, options)
         integer = to_integer(mod)
         _check_same_model(lib, integer, model)
         if lib.metadata["output"]["integer"]:
@@ -143,13 +151,13 @@ class _Models:
         self.exact_output = not _ends_in_float(integer)
 
 
-def _load(lib: Library, model: str | Path | tvm.IRModule, seed: int) -> tvm.IRModule:
+def _load(lib: Library, model: str | Path | tvm.IRModule, options: dict[str, Any]) -> tvm.IRModule:
     if isinstance(model, (str, Path)):
         from tvm_q4.frontend import load_model
 
         batch, _, *size = lib.input.shape
         image_size = (size[0], size[1]) if len(size) == 2 else None
-        return load_model(model, batch=batch, image_size=image_size, seed=seed)
+        return load_model(model, batch=batch, image_size=image_size, **options)
     shape = tuple(int(d) for d in model["main"].params[0].ty.shape)
     if shape != lib.input.shape:
         msg = (

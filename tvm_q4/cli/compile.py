@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tvm_q4.cli.params import COUNT, IMAGE_SIZE, PATH
+from tvm_q4.cli.params import COUNT, IMAGE_SIZE, PATH, hawq_options
 from tvm_q4.cli.verb import Options, verb
 
 if TYPE_CHECKING:
@@ -38,9 +38,10 @@ if TYPE_CHECKING:
 )
 @click.option("--integer-output", is_flag=True, help="Return int32 accumulators, not float logits.")
 @click.option("--dump-ir", type=PATH, metavar="DIR", help="Write the module after each phase.")
+@hawq_options
 @click.option("-o", "--output", type=PATH, required=True, metavar="LIB.so", help="File to write.")
 def command(options: Options, *, model: str, output: Path, **arguments: Any) -> None:
-    """Compile MODEL (a .pt2 file, an integer recipe or zoo:NAME@CONFIG) to a library."""
+    """Compile MODEL (.pt2 file, HAWQ checkpoint, integer recipe, zoo:NAME@CONFIG) to a library."""
     import tvm_q4
 
     library = tvm_q4.compile(model, output=output, seed=options.seed, **arguments)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tvm_q4.cli.params import COUNT, IMAGE_SIZE, PATH
+from tvm_q4.cli.params import COUNT, IMAGE_SIZE, PATH, hawq_options
 from tvm_q4.cli.verb import Options, verb
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 @click.argument("model_or_library")
 @click.option("--batch", type=COUNT, help="Images a run; models only.")
 @click.option("--image-size", type=IMAGE_SIZE, help="Height and width in pixels; models only.")
+@hawq_options
 @click.option("--recipe", type=PATH, metavar="DIR", help="Write the model as an integer recipe.")
 @click.option("--extract", type=PATH, metavar="DIR", help="Write the library's metadata.json.")
 def command(
@@ -35,6 +36,7 @@ def command(
     image_size: tuple[int, int] | None,
     recipe: Path | None,
     extract: Path | None,
+    **hawq: Any,
 ) -> None:
     """Report layers, bits, shapes, sizes and BOPs, and what is not integer and why."""
     import tvm_q4
@@ -46,6 +48,7 @@ def command(
         seed=options.seed,
         recipe=recipe,
         extract=extract,
+        **hawq,
     )
     options.emit(report, lambda console: _show(console, report))
 
@@ -54,6 +57,8 @@ def _show(console: Console, report: dict[str, Any]) -> None:
     metadata = report["metadata"]
     size = f", {report['bytes'] / 1e6:.2f} MB" if report["bytes"] is not None else ""
     console.print(f"{report['kind']} {report['path']}{size}", soft_wrap=True)
+    if metadata["model"]["source_format"]:
+        console.print(f"from {_source(metadata['model'])}", soft_wrap=True)
     shape = "x".join(str(n) for n in metadata["input"]["shape"])
     console.print(
         f"input {shape} {metadata['input']['dtype']}, output {metadata['output']['dtype']}"
@@ -68,6 +73,13 @@ def _show(console: Console, report: dict[str, Any]) -> None:
     console.print("integer only" if not float_ops else f"{len(float_ops)} operators stay float:")
     for op in float_ops:
         console.print(f"  {op['name']} ({op['op']}): {op['reason']}", soft_wrap=True)
+
+
+def _source(model: dict[str, Any]) -> str:
+    """Where a model came from: format, tool and further facts."""
+    facts = [f"{key} {value}" for key, value in (model.get("source_details") or {}).items()]
+    rest = ", ".join([*([model["source_tool"]] if model["source_tool"] else []), *facts])
+    return f"{model['source_format']} ({rest})" if rest else str(model["source_format"])
 
 
 def _show_layers(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -28,3 +30,18 @@ class ImageSize(click.ParamType):
 IMAGE_SIZE = ImageSize()
 COUNT = click.IntRange(1)
 PATH = click.Path(path_type=Path)
+_ROUNDINGS = ("half_even", "half_away", "half_up", "floor")
+
+
+def hawq_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Options for what a HAWQ checkpoint does not tell; verbs that take MODEL hand them on."""
+    for option in (
+        click.option("--hawq-rounding", type=click.Choice(_ROUNDINGS),
+                     help="HAWQ checkpoints: PyTorch's half_even, or TVM's rounding modes."),
+        click.option("--hawq-config", metavar="NAME|FILE",
+                     help="HAWQ checkpoints: bit config of the training, such as bops_0.5."),
+        click.option("--arch", metavar="NAME",
+                     help="HAWQ checkpoints: resnet18, 34, 50, 101; 50b and 101b are v1.5."),
+    ):  # fmt: skip
+        function = option(function)
+    return function

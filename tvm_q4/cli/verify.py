@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tvm_q4.cli.params import PATH
+from tvm_q4.cli.params import PATH, hawq_options
 from tvm_q4.cli.verb import Options, verb
 
 if TYPE_CHECKING:
@@ -30,9 +30,16 @@ if TYPE_CHECKING:
     metavar="X.npy",
     help="Images [N, C, H, W]; random ones where not given.",
 )
+@hawq_options
 @click.option("--first-mismatch", is_flag=True, help="Stop at the first tensor that differs.")
 def command(
-    options: Options, *, library: Path, model: str, input_file: Path | None, first_mismatch: bool
+    options: Options,
+    *,
+    library: Path,
+    model: str,
+    input_file: Path | None,
+    first_mismatch: bool,
+    **hawq: Any,
 ) -> None:
     """Compare LIBRARY with the reference executor on MODEL, tensor by tensor, bit for bit.
 
@@ -43,7 +50,9 @@ def command(
     from tvm_q4.inference import read_array
 
     x = None if input_file is None else read_array(input_file)
-    report = tvm_q4.verify(library, model, x, first_mismatch=first_mismatch, seed=options.seed)
+    report = tvm_q4.verify(
+        library, model, x, first_mismatch=first_mismatch, seed=options.seed, **hawq
+    )
     options.emit(report, lambda console: _show(console, report))
     if not report["bit_exact"]:
         raise CheckFailed(_mismatch(report))

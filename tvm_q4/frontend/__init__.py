@@ -13,6 +13,7 @@ from tvm_q4.errors import EnvironmentMismatch, InputError, UnsupportedError
 __all__ = ["load_model"]
 
 _TORCH_PACKAGES = ("torch", "torchvision", "torchao")
+_HAWQ_SUFFIXES = (".tar", ".pth")
 
 
 def load_model(
@@ -22,13 +23,17 @@ def load_model(
     image_size: tuple[int, int] | None = None,
     seed: int = 0,
     require_quantized: bool = False,
+    arch: str | None = None,
+    hawq_config: str | Path | None = None,
+    hawq_rounding: str | None = None,
 ) -> tvm.IRModule:
     """Load a model from whatever form it has.
 
     Parameters
     ----------
     spec : str or Path
-        A ``.pt2`` file, the folder of an integer recipe, or ``zoo:NAME[@CONFIG]``.
+        A ``.pt2`` file, the folder of an integer recipe, a HAWQ checkpoint (``.pth.tar``), or
+        ``zoo:NAME[@CONFIG]``.
     batch : int or None
         Batch to specialise to; None is the model's own (1 where it is dynamic).
     image_size : (int, int) or None
@@ -37,6 +42,8 @@ def load_model(
         Seed of the random weights of ``zoo:`` models.
     require_quantized : bool
         Refuse float models.
+    arch, hawq_config, hawq_rounding : str or None
+        What a HAWQ checkpoint does not tell; see `tvm_q4.frontend.hawq.load_hawq_model`.
 
     Returns
     -------
@@ -54,6 +61,11 @@ def load_model(
     """
     text = str(spec)
     _check_sizes(batch, image_size)
+    hawq = {"arch": arch, "config": hawq_config, "rounding": hawq_rounding}
+    given = {key: value for key, value in hawq.items() if value is not None}
+    if given and not text.endswith(_HAWQ_SUFFIXES):
+        what = ", ".join(f"{key} '{value}'" for key, value in given.items())
+        raise InputError(f"model '{text}' is no HAWQ checkpoint ({what} was given); drop that")
     if text.startswith("zoo:"):
         return _lazy("zoo").load_zoo(
             text, batch=batch, image_size=image_size, seed=seed, require_quantized=require_quantized
@@ -65,7 +77,9 @@ def load_model(
         )
     if path.is_dir():
         return _load_folder(path, batch, image_size)
-    if path.suffix in (".onnx", ".tar", ".pth"):
+    if path.name.endswith(_HAWQ_SUFFIXES):
+        return _lazy("hawq").load_hawq_model(path, batch=batch, image_size=image_size, **given)
+    if path.suffix == ".onnx":
         raise UnsupportedError(
             f"model '{text}': {path.suffix} files cannot be read in this version; "
             "give a .pt2 of torch.export, a recipe folder or zoo:NAME"
