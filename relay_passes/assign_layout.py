@@ -71,7 +71,8 @@ def _read_by_group(
             max(a, b) for a, b in zip(needs[arg].halo, attrs["padding"], strict=True)
         ]
         alone = reads.count(param) == 1
-        needs[arg].narrow_channels &= alone and attrs["weight_bits"] == 8 and attrs["groups"] == 1
+        simple = attrs["groups"] == 1 and list(attrs["dilation"]) == [1, 1]
+        needs[arg].narrow_channels &= alone and attrs["weight_bits"] == 8 and simple
         if any(attrs["padding"]):
             needs[arg].fills.add(int(attrs["zero_point"]))
 

@@ -23,7 +23,7 @@ from tvm_q4.quant import IntRange
 from tvm_q4.relay_passes._rewrite import dataflow_bindings, op_name, shape_of, substitute, variables
 from tvm_q4.relay_passes.assign_layout import Placement, assign_layouts, is_integer
 from tvm_q4.schedules.layer import Layer, Op, Tensor, layer_from_function
-from tvm_q4.schedules.layout import PLAIN, shape4
+from tvm_q4.schedules.layout import PLAIN, Layout, packed, shape4
 from tvm_q4.schedules.rule import Choice, ScheduleRule, select
 from tvm_q4.schedules.signature import kernel_name, signature
 from tvm_q4.tuning_logs.records import Record
@@ -54,9 +54,15 @@ class _Lowering:
     """Rewrites one function body; kernels and constants are shared through `kernels`."""
 
     def __init__(
-        self, mod: tvm.IRModule, target: Target, rules: list[ScheduleRule], tuned: Tuned
+        self,
+        mod: tvm.IRModule,
+        target: Target,
+        rules: list[ScheduleRule],
+        tuned: Tuned,
+        suffix: str,
     ) -> None:
         self.mod, self.target, self.rules, self.tuned = mod, target, rules, tuned
+        self.suffix = suffix
         self.placements = assign_layouts(mod)
         self.builder = relax.BlockBuilder()
         self.choices: dict[str, Choice] = {}
@@ -75,7 +81,7 @@ class _Lowering:
         old = main.params[0]
         ty = TensorType(shape_of(source), str(source.ty.dtype)) if source is not None else old.ty
         param = relax.Var(old.name, ty)
-        with self.builder.function(name, [param]):
+        with self.builder.function(name + self.suffix, [param]):
             with self.builder.dataflow():
                 self._parameter(old, param)
                 for b in dataflow_bindings(main):
@@ -125,12 +131,20 @@ class _Lowering:
         places = [self.placements.get(v) if v is not None else None for v in outs]
         layouts = [p.layout if p else PLAIN for p in places]
         layer = layer_from_function(func, inputs, layouts, [p.fill if p else 0 for p in places])
+        for _, tensor in layer.outputs:
+            tensor.layout = self._layout(tensor.layout, tensor.shape, tensor.range)
         items = self._emit(layer, call.op.name_hint, [self.env[a] for a in call.args])
         pairs = [(e, t) for e, (_, t) in zip(items, layer.outputs, strict=True)]
         if isinstance(var.ty, relax.TupleType):
             self.env[var] = pairs  # type: ignore[assignment]
         else:
             self.env[var], self.tensors[var] = pairs[0]
+
+    def _layout(self, layout: Layout, shape: tuple[int, ...], values: IntRange | None) -> Layout:
+        """The layout on this target: GPUs pack elements into words."""
+        if values is None or self.target.kind.name != "cuda":
+            return layout
+        return packed(layout, shape, values.bits)
 
     def _result_vars(self, var: relax.Var) -> list[relax.Var | None]:
         """Variables that hold a group's results (a tuple's items are bound one by one)."""
@@ -148,7 +162,7 @@ class _Lowering:
         if text not in self.choices:
             self.choices[text] = select(self.rules, layer, self.target, self.tuned(text))
         choice = self.choices[text]
-        name = kernel_name(layer, text)
+        name = kernel_name(layer, text) + self.suffix
         if name not in self.kernels:
             func = choice.rule.schedule(layer, self.target, choice.params, name)
             self.kernels[name] = self.builder.add_func(func, name)
@@ -157,7 +171,9 @@ class _Lowering:
             self.constants[key] = [relax.const(a, str(a.dtype)) for a in arrays]
             if "weight" in layer.ops[0].params:
                 self.result.weight_bytes[layer.name] = arrays[0].nbytes
-        types = [TensorType(t.physical_shape, t.physical_dtype) for _, t in layer.outputs]
+        scratch = choice.rule.workspace(layer, self.target, choice.params)
+        types = [TensorType(shape, dtype) for shape, dtype in scratch]
+        types += [TensorType(t.physical_shape, t.physical_dtype) for _, t in layer.outputs]
         call = self.builder.emit(
             relax.op.call_tir(
                 self.kernels[name],
@@ -169,7 +185,8 @@ class _Lowering:
             self.result.calls.append(LoweredCall(layer, text, name, choice))
         if len(types) == 1:
             return [call]
-        return [self.builder.emit(relax.TupleGetItem(call, i)) for i in range(len(types))]
+        own = range(len(scratch), len(types))
+        return [self.builder.emit(relax.TupleGetItem(call, i)) for i in own]
 
     def _movement(self, var: relax.Var, value: relax.Expr) -> None:
         source = value.args[0] if isinstance(value, relax.Call) else None
@@ -179,19 +196,16 @@ class _Lowering:
                 f"{op} reads or makes integer tensors ({var.name!r}) and has no kernel"
             )
         tensor, place = self.tensors[source], self.placements[var]
-        if op in ("relax.reshape", "relax.flatten") and _is_alias(tensor, var, place):
+        layout = self._layout(place.layout, shape_of(var), tensor.range)
+        if op in ("relax.reshape", "relax.flatten") and _is_alias(tensor, var, layout):
             self.env[var] = self.env[source]
             self.tensors[var] = Tensor(
-                tensor.name,
-                shape4(shape_of(var)),
-                tensor.dtype,
-                tensor.range,
-                place.layout,
-                place.fill,
+                tensor.name, shape4(shape_of(var)), tensor.dtype, tensor.range, layout, place.fill
             )
             return
         attrs = _movement_attrs(op, value, tensor)
-        layer = _gather(f"{tensor.name}.{op.split('.')[-1]}", attrs, tensor, shape_of(var), place)
+        name = f"{tensor.name}.{op.split('.')[-1]}"
+        layer = self._gather(name, attrs, tensor, shape_of(var), place)
         self._set_integer(var, layer, var.name, self.env[source])
 
     def _import(self, var: relax.Var, param: relax.Var) -> None:
@@ -199,12 +213,28 @@ class _Lowering:
         shape, dtype = shape4(shape_of(var)), str(var.ty.dtype)
         lo, hi = input_range(self.mod, dtype)
         plain = Tensor("input", shape, dtype, IntRange(lo, hi), PLAIN, rank=len(shape_of(var)))
-        layer = _gather("input", {"mode": "import"}, plain, shape_of(var), place)
+        layer = self._gather("input", {"mode": "import"}, plain, shape_of(var), place)
         self._set_integer(var, layer, "import", param)
 
     def _set_integer(self, var: relax.Var, layer: Layer, key: str, arg: relax.Expr) -> None:
         items = self._emit(layer, key, [arg])
         self.env[var], self.tensors[var] = items[0], layer.outputs[0][1]
+
+    def _gather(
+        self,
+        name: str,
+        attrs: dict[str, Any],
+        source: Tensor,
+        shape: tuple[int, ...],
+        place: Placement,
+    ) -> Layer:
+        assert source.range is not None
+        constant = attrs.get("value", source.range.lo)
+        values = IntRange(min(source.range.lo, constant), max(source.range.hi, constant))
+        layout = self._layout(place.layout, shape, values)
+        out = Tensor(name, shape4(shape), source.dtype, values, layout, place.fill, len(shape))
+        op = Op("gather", name, attrs, [("in", 0)], {}, source.dtype, (values.lo, values.hi))
+        return Layer(name, [op], [source], [(0, out)], shape4(shape))
 
     def _plain(self, result: relax.Expr) -> relax.Expr:
         """The network's result in plain NCHW."""
@@ -215,26 +245,16 @@ class _Lowering:
             return self.env[result]
         tensor = self.tensors[result]
         shape = shape_of(result)
-        layer = _gather(f"{tensor.name}.plain", {"mode": "import"}, tensor, shape, Placement(PLAIN))
+        place = Placement(PLAIN)
+        layer = self._gather(f"{tensor.name}.plain", {"mode": "import"}, tensor, shape, place)
         plain = self._emit(layer, "output", [self.env[result]])[0]
         return plain
 
 
-def _is_alias(tensor: Tensor, var: relax.Var, place: Placement) -> bool:
+def _is_alias(tensor: Tensor, var: relax.Var, layout: Layout) -> bool:
     """Whether a reshape only drops or adds positions of extent one, in the same memory."""
     new = shape4(shape_of(var))
-    return tensor.shape == new and tensor.layout == place.layout and tensor.shape[2:] == (1, 1)
-
-
-def _gather(
-    name: str, attrs: dict[str, Any], source: Tensor, shape: tuple[int, ...], place: Placement
-) -> Layer:
-    assert source.range is not None
-    constant = attrs.get("value", source.range.lo)
-    values = IntRange(min(source.range.lo, constant), max(source.range.hi, constant))
-    out = Tensor(name, shape4(shape), source.dtype, values, place.layout, place.fill, len(shape))
-    op = Op("gather", name, attrs, [("in", 0)], {}, source.dtype, (values.lo, values.hi))
-    return Layer(name, [op], [source], [(0, out)], shape4(shape))
+    return tensor.shape == new and tensor.layout == layout and tensor.shape[2:] == (1, 1)
 
 
 def _movement_attrs(op: str, value: relax.Call, tensor: Tensor) -> dict[str, Any]:
@@ -304,7 +324,7 @@ def input_range(mod: tvm.IRModule, dtype: str) -> tuple[int, int]:
 
 
 def lower_to_tir(
-    mod: tvm.IRModule, target: Target, rules: list[ScheduleRule], tuned: Tuned
+    mod: tvm.IRModule, target: Target, rules: list[ScheduleRule], tuned: Tuned, suffix: str = ""
 ) -> Lowered:
     """Lower a fused module for `target`.
 
@@ -316,6 +336,9 @@ def lower_to_tir(
     rules : list of ScheduleRule
     tuned : callable
         Gives the best tuning record of a signature, or None.
+    suffix : str
+        Appended to the names of functions and kernels, so that modules of several CUDA families
+        can be put into one.
 
     Returns
     -------
@@ -328,7 +351,7 @@ def lower_to_tir(
     UnsupportedError
         If an operator on integer tensors has no kernel, or the model returns several tensors.
     """
-    lowering = _Lowering(mod, target, rules, tuned)
+    lowering = _Lowering(mod, target, rules, tuned, suffix)
     lowering.function("main", quantized=False)
     if has_quantized_input(mod):
         lowering.function("main_quantized", quantized=True)

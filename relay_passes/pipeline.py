@@ -132,18 +132,19 @@ def to_kernels(
     rules: list[ScheduleRule],
     tuned: Tuned,
     *,
+    suffix: str = "",
     dump_dir: str | Path | None = None,
 ) -> Lowered:
     """Bring a fused module to stage "kernels"; see `lower_to_tir`."""
-    lowered = lower_to_tir(mod, target, rules, tuned)
-    _dump(lowered.mod, dump_dir, _KERNELS, "lower-to-tir")
+    lowered = lower_to_tir(mod, target, rules, tuned, suffix)
+    _dump(lowered.mod, dump_dir, _KERNELS, f"lower-to-tir{suffix}")
     return lowered
 
 
 def to_vm(
-    mod: tvm.IRModule, target: Target, *, dump_dir: str | Path | None = None
+    mod: tvm.IRModule, target: Target, *, suffix: str = "", dump_dir: str | Path | None = None
 ) -> tuple[tvm.IRModule, int]:
-    """Bring a module of stage "kernels" to the virtual machine.
+    """Bring a module of stage "kernels" to the virtual machine; `suffix` names its dump.
 
     Returns
     -------
@@ -153,6 +154,6 @@ def to_vm(
     with target:
         mod = tvm.transform.Sequential([phase() for phase in CALL_PHASES])(mod)
         mod = PlanMemory(mod)
-        _dump(mod, dump_dir, _MEMORY, "plan-memory")
+        _dump(mod, dump_dir, _MEMORY, f"plan-memory{suffix}")
         planned = int(mod.attrs[ARENA_ATTR])
         return tvm.transform.Sequential([phase() for phase in VM_PHASES])(mod), planned

@@ -26,6 +26,7 @@ class _Epilogue:
 
     def __init__(self, width: int) -> None:
         self.width = width
+        self.clamps = True
 
     def splat(self, value: int, dtype: str) -> Any:
         return lanes.splat(value, dtype, self.width)
@@ -40,6 +41,8 @@ class _Epilogue:
     def narrowed(self, value: Any, op: Op, work: str) -> Any:
         """Clamp to the operator's range and convert; an open int32 range needs no clamp."""
         a = op.attrs
+        if not self.clamps and work == "int32":
+            return value
         if (a["lo"], a["hi"]) != (INT32_MIN, INT32_MAX):
             lo, hi = max(a["lo"], INT32_MIN), min(a["hi"], INT32_MAX)
             value = lanes.clamp(value, lo, hi, work, self.width)
@@ -111,7 +114,12 @@ class _Epilogue:
 
 
 def emit_epilogue(
-    layer: Layer, anchor: Any, load: Load, param: Param, width: int = LANES
+    layer: Layer,
+    anchor: Any,
+    load: Load,
+    param: Param,
+    width: int = LANES,
+    unclamped: frozenset[int] = frozenset(),
 ) -> list[Any]:
     """Vectors of every operator's result, indexed as ``layer.ops``.
 
@@ -127,11 +135,14 @@ def emit_epilogue(
         ``param(op index, name)`` gives that constant's vector at the current channels.
     width : int
         Lanes of a vector; 1 for scalars.
+    unclamped : frozenset of int
+        Operators whose results the caller limits to their range: they may stay int32, unlimited.
     """
     emitter = _Epilogue(width)
     values: list[Any] = [anchor] if layer.anchor else []
     for index, op in layer.epilogue:
         args = [values[i] if kind == "op" else load(i) for kind, i in op.refs]
+        emitter.clamps = index not in unclamped
 
         def own(name: str, index: int = index) -> Any:
             return param(index, name)

@@ -15,6 +15,8 @@ from typing import Any
 
 LANES = 16
 WORD_BITS = 32
+VECTOR_BITS = 128
+PACKED_BITS = (4, 8, 16, 32)
 
 
 def round_up(value: int, multiple: int) -> int:
@@ -78,6 +80,38 @@ class Layout:
 
 
 PLAIN = Layout("NCHW")
+
+
+def packed(layout: Layout, shape: tuple[int, ...], bits: int) -> Layout:
+    """The same placement with elements packed into words, a pixel a multiple of 16 bytes.
+
+    Parameters
+    ----------
+    layout : Layout
+        As ``AssignLayout`` gives it; a plain one is returned as it is.
+    shape : tuple of int
+        Logical shape.
+    bits : int
+        Least number of bits that holds the tensor's values.
+    """
+    if layout.kind == "NCHW":
+        return layout
+    if layout.channels < LANES:
+        return _packed_image(layout, shape4(shape)[3])
+    width = next(b for b in PACKED_BITS if b >= bits)
+    channels = round_up(shape4(shape)[1], max(LANES, VECTOR_BITS // width))
+    return Layout("NHWC", layout.halo, channels, width)
+
+
+def _packed_image(layout: Layout, width: int) -> Layout:
+    """An image of few channels, 8 bits each: a row of a window is one run of words.
+
+    The run is read in vectors, so it may reach up to three pixels beyond the window: the halo is
+    wider on the right by as many, and rows start at multiples of 16 bytes.
+    """
+    top, left, bottom, right = layout.halo
+    total = round_up(width + left + right + 3, 4)
+    return Layout("NHWC", (top, left, bottom, total - width - left), layout.channels, 8)
 
 
 def shape4(shape: tuple[int, ...]) -> tuple[int, int, int, int]:

@@ -46,15 +46,24 @@ class ScheduleRule(ABC):
 
     @abstractmethod
     def predict(self, layer: Layer, target: Target, params: Params) -> float:
-        """Predicted cost in CPU cycles (only comparisons within one layer are meant)."""
+        """Predicted cost: microseconds on GPUs, cycles on CPUs (to compare within one layer)."""
 
     @abstractmethod
     def schedule(self, layer: Layer, target: Target, params: Params, symbol: str) -> tirx.PrimFunc:
-        """The function named `symbol`; its arguments are inputs, constants and outputs in order."""
+        """The function named `symbol`.
+
+        Its arguments are inputs, constants, scratch tensors and outputs, in order.
+        """
 
     def constants(self, layer: Layer, target: Target, params: Params) -> list[np.ndarray]:
         """Constant arguments of `schedule`'s function, in order: per-channel arrays as they are."""
         return [array for _, _, array in channel_params(layer)]
+
+    def workspace(
+        self, layer: Layer, target: Target, params: Params
+    ) -> list[tuple[tuple[int, ...], str]]:
+        """Shape and dtype of scratch tensors, which the function takes before its outputs."""
+        return []
 
     def executes_as(self, layer: Layer, target: Target, params: Params) -> str:
         """The arithmetic that really runs, such as ``u8s8 vnni512``; for reports."""

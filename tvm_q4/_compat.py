@@ -27,11 +27,18 @@ _TVM_NAMES = {
     "T": ("tvm.tirx.script.builder", "ir"),  # tvm.script.ir_builder.tir until 0.23
     "TensorType": ("tvm.relax", "TensorType"),  # relax.TensorStructInfo until 0.25
     "VirtualMachine": ("tvm.runtime.vm", "VirtualMachine"),  # relax.VirtualMachine once
+    "default_tir_pipeline": ("tvm.s_tir.pipeline", "default_s_tir_pipeline"),
+    "finalize_device_passes": ("tvm.tirx.compilation_pipeline", "finalize_device_passes"),
+    "finalize_host_passes": ("tvm.tirx.compilation_pipeline", "finalize_host_passes"),
     "find_cpp_compiler": ("tvm.support.cc", "get_cc"),  # tvm.contrib.cc once
     "llvm_get_cpu_features": ("tvm.target.codegen", "llvm_get_cpu_features"),
     "llvm_get_system_cpu": ("tvm.target.codegen", "llvm_get_system_cpu"),
     "llvm_is_valid_cpu": ("tvm.target.codegen", "llvm_is_valid_cpu"),
+    "ptx": ("tvm.script.tirx", "ptx"),
+    "ptx_mma": ("tvm.backend.cuda.op", "ptx_legacy_mma"),  # T.ptx_legacy.mma in scripts
     "register_op": ("tvm.ir._ffi_api", "RegisterOp"),
+    "register_tir_pipeline": ("tvm.tirx.compilation_pipeline", "register_tir_pipeline"),
+    "s_tir": ("tvm", "s_tir"),  # tvm.tir until 0.23
     "target_has_features": ("tvm.target.codegen", "target_has_features"),
     "tirx": ("tvm", "tirx"),  # tvm.tir until 0.23
 }

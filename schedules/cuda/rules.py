@@ -1,0 +1,8 @@
+"""The order in which CUDA rules are asked; the last ones apply to what the first leave."""
+
+from __future__ import annotations
+
+from tvm_q4.schedules.cuda.elementwise import Elementwise
+from tvm_q4.schedules.rule import ScheduleRule
+
+RULES: list[ScheduleRule] = [Elementwise()]

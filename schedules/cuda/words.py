@@ -1,0 +1,64 @@
+"""Elements packed into int32 words: reading them, and packing results with saturation.
+
+Packing uses ``cvt.pack.sat`` (one I2IP instruction on every target from sm_75 to sm_120), which
+limits two int32 values to the type's range and appends them to a word.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm_q4._compat import T, ptx, tirx
+from tvm_q4.quant import IntRange
+from tvm_q4.schedules.layout import WORD_BITS
+
+
+def element(word: Any, index: int, bits: int, signed: bool) -> Any:
+    """Element `index` of an int32 word, as int32."""
+    if bits == WORD_BITS:
+        return word
+    low = index * bits
+    if signed:
+        high = WORD_BITS - bits - low
+        raised = word << tirx.const(high, "int32") if high else word
+        return raised >> tirx.const(WORD_BITS - bits, "int32")
+    shifted = word >> tirx.const(low, "int32") if low else word
+    return shifted & tirx.const((1 << bits) - 1, "int32")
+
+
+def saturates(values: IntRange, bits: int) -> bool:
+    """Whether packing limits values to just this range, so that no clamp is needed before."""
+    low, high = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if values.signed else (0, 2**bits - 1)
+    return bits in (4, 8) and (values.lo, values.hi) == (low, high)
+
+
+def pack(values: list[Any], bits: int, signed: bool, word: Any) -> None:
+    """Pack int32 values into a word, the first in the lowest bits.
+
+    Parameters
+    ----------
+    values : list of expression
+        ``32 / bits`` values; of 4 and 8 bits they are limited to the type's range.
+    word : BufferLoad
+        Element of a uint32 buffer in registers, which gets the word.
+    """
+    if bits == WORD_BITS:
+        T.buffer_store(word.buffer, tirx.Cast("uint32", values[0]), word.indices)
+        return
+    if bits == 16:
+        low, high = (tirx.Cast("uint32", v) for v in values)
+        mask, up = tirx.const(0xFFFF, "uint32"), tirx.const(16, "uint32")
+        T.buffer_store(word.buffer, (low & mask) | (high << up), word.indices)
+        return
+    kind = getattr(ptx.cvt_pack.sat, f"{'s' if signed else 'u'}{bits}").s32.b32
+    rest: Any = tirx.const(0, "uint32")
+    for i in range(len(values) - 2, -1, -2):
+        T.evaluate(kind(word, values[i + 1], values[i], rest))
+        rest = word
+
+
+def repeated(value: int, bits: int) -> int:
+    """The int32 word whose every element is `value`."""
+    mask = (1 << bits) - 1
+    word = sum((value & mask) << shift for shift in range(0, WORD_BITS, bits))
+    return word - (1 << WORD_BITS) if word >= 1 << (WORD_BITS - 1) else word
