@@ -59,7 +59,7 @@ class Comparison:
         self._boundaries = frozenset(boundaries)
         self._names: list[str] = []
         self._exact: dict[str, Difference] = {}
-        self._framework: dict[str, Difference] = {}
+        self._models: dict[str, dict[str, Difference]] = {}
         self._output = Difference()
         self._exact_output = True
         self.mismatch: dict[str, Any] | None = None
@@ -92,13 +92,16 @@ class Comparison:
         if exact:
             self._note("output", expected[:count], found[:count], same)
 
-    def add_framework(
-        self, values: Mapping[str, NDArray], found: Mapping[str, NDArray], count: int
+    def add_model(
+        self, source: str, values: Mapping[str, NDArray], found: Mapping[str, NDArray], count: int
     ) -> None:
-        """Compare with the integers of the fake-quantized model, which may differ by roundings."""
+        """Compare with the integers of a model in floats, which may differ by roundings.
+
+        `source` begins the names of the report's keys: ``framework`` or ``onnxruntime``.
+        """
+        differences = self._models.setdefault(source, {})
         for name, value in found.items():
-            difference = self._framework.setdefault(name, Difference())
-            difference.add(values[name][:count], value[:count])
+            differences.setdefault(name, Difference()).add(values[name][:count], value[:count])
 
     def _note(self, name: str, want: NDArray, have: NDArray, same: NDArray[np.bool_]) -> None:
         if self.mismatch is None and not same.all():
@@ -137,10 +140,10 @@ class Comparison:
             "equal": found.fraction if found else None,
             "max_step": found.max_step if found else None,
         }
-        framework = self._framework.get(name)
-        if framework is not None:
-            row["framework_equal"] = framework.fraction
-            row["framework_max_step"] = framework.max_step
+        for source, differences in self._models.items():
+            if name in differences:
+                row[f"{source}_equal"] = differences[name].fraction
+                row[f"{source}_max_step"] = differences[name].max_step
         return row
 
 

@@ -13,6 +13,7 @@ from tvm_q4.comparison import Comparison, top1_agreement
 from tvm_q4.errors import CheckFailed, InputError
 from tvm_q4.library import Library, load
 from tvm_q4.library.inputs import batches
+from tvm_q4.onnxruntime_check import onnxruntime_model
 from tvm_q4.sample_input import sample_input
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def verify(
     x: NDArray | None = None,
     *,
     first_mismatch: bool = False,
+    onnxruntime: bool = False,
     seed: int = 0,
     arch: str | None = None,
     hawq_config: str | Path | None = None,
@@ -49,6 +51,8 @@ def verify(
         whole range, at least two images (see `tvm_q4.sample_input`).
     first_mismatch : bool
         End at the first tensor that differs.
+    onnxruntime : bool
+        Run `model`, a ``.onnx`` file, in onnxruntime too.
     seed : int
         Seed of the random input, and of the weights of ``zoo:`` models.
     arch, hawq_config, hawq_rounding : str, optional
@@ -61,10 +65,12 @@ def verify(
         ``kind``, ``checked`` (stored by the library), ``equal`` (fraction), ``max_step`` (largest
         difference in integer steps), and against the fake-quantized model, where `model` is one and
         has the tensor, ``framework_equal`` and ``framework_max_step``, each layer being fed what
-        the library fed it; ``first_mismatch`` (``name``, ``index``, ``expected``, ``found``) or
+        the library fed it, and ``onnxruntime_equal`` and ``onnxruntime_max_step`` likewise;
+        ``first_mismatch`` (``name``, ``index``, ``expected``, ``found``) or
         None; ``output`` (``equal``, ``max_step`` of the result); ``top1_agreement`` and
         ``top1_against`` (``model``: the fake-quantized one, left to itself, else ``reference``);
-        ``n`` images.
+        ``n`` images; where asked for, ``onnxruntime_top1_agreement`` (onnxruntime left to itself)
+        and ``onnxruntime_version``.
 
     Raises
     ------
@@ -72,31 +78,37 @@ def verify(
         If `model` is not what the library was compiled from.
     InputError
         If `model` or `x` cannot be used.
+    EnvironmentMismatch
+        If a package that the model's format or `onnxruntime` needs is not installed.
     """
     lib = library if isinstance(library, Library) else load(library)
     hawq = {"arch": arch, "hawq_config": hawq_config, "hawq_rounding": hawq_rounding}
-    models = _Models(lib, model, {"seed": seed, **hawq})
+    models = _Models(lib, model, {"seed": seed, **hawq}, onnxruntime)
     if x is None:
         x = sample_input(lib.metadata, max(2, lib.input.batch), dtype=lib.input.dtype, seed=seed)
     lib.input.check(x)
     comparison = Comparison(models.boundaries)
-    pairs = []
+    logits = []
     for piece, count in batches(x, lib.input.batch):
-        pairs.append(_compare(lib, models, piece, count, comparison, not first_mismatch))
+        logits.append(_compare(lib, models, piece, count, comparison, not first_mismatch))
         if first_mismatch and comparison.mismatch is not None:
             break
-    library_top1, model_top1 = (np.concatenate(part) for part in zip(*pairs, strict=True))
-    return comparison.report(first_mismatch) | {
-        "top1_agreement": top1_agreement(library_top1, model_top1),
+    own, model_logits, *other = (np.concatenate(part) for part in zip(*logits, strict=True))
+    report = comparison.report(first_mismatch) | {
+        "top1_agreement": top1_agreement(own, model_logits),
         "top1_against": "model" if models.framework and not first_mismatch else "reference",
-        "n": len(library_top1),
+        "n": len(own),
     }
+    if models.onnxruntime is not None:
+        report["onnxruntime_top1_agreement"] = top1_agreement(own, other[0])
+        report["onnxruntime_version"] = models.onnxruntime.version
+    return report
 
 
 def _compare(
     lib: Library, models: _Models, x: NDArray, count: int, comparison: Comparison, framework: bool
-) -> tuple[NDArray, NDArray]:
-    """Compare one batch; logits of the library and of the model for its `count` real images."""
+) -> list[NDArray]:
+    """Compare one batch; logits of the library and the models for its `count` real images."""
     found = lib.trace(x)
     result = found.pop(lib.metadata["output"]["name"])
     overrides = {name: found[name] for name in models.boundaries if name in found}
@@ -106,14 +118,21 @@ def _compare(
         expected.pop(name)
     comparison.add(expected, found, count)
     comparison.add_output(reference, result, count, exact=models.exact_output)
-    if models.framework is None or not framework:
-        return lib.logits(result[:count]), lib.logits(np.asarray(reference)[:count])
-    logits, values = models.framework.run_and_trace(floats, given)
-    # Once more with the library's integers in place of its own, so that each layer's difference is
-    # that layer's alone and does not grow with depth.
-    own = {name: found[name].astype(v.dtype) for name, v in values.items() if _same(v, found, name)}
-    comparison.add_framework(models.framework.trace(floats, own | given), own, count)
-    return lib.logits(result[:count]), np.asarray(logits)[:count]
+    logits = [lib.logits(result[:count]), lib.logits(np.asarray(reference)[:count])]
+    if models.framework is not None and framework:
+        free, values = models.framework.run_and_trace(floats, given)
+        # Once more with the library's integers in place of its own, so that each layer's difference
+        # is that layer's alone and does not grow with depth.
+        own = {n: found[n].astype(v.dtype) for n, v in values.items() if _same(v, found, n)}
+        comparison.add_model("framework", models.framework.trace(floats, own | given), own, count)
+        logits[1] = np.asarray(free)[:count]
+    if models.onnxruntime is not None:
+        # What the library keeps in registers is fed as the reference executor has it.
+        free, values = models.onnxruntime.run_and_trace(floats, expected | found | given)
+        own = {n: found[n] for n in values if n in found}
+        comparison.add_model("onnxruntime", values, own, count)
+        logits.append(free[:count])
+    return logits
 
 
 def _same(value: NDArray, found: dict[str, NDArray], name: str) -> bool:
@@ -131,10 +150,14 @@ def _float_input(lib: Library, x: NDArray) -> tuple[NDArray, dict[str, NDArray]]
 
 
 class _Models:
-    """Reference executors of the model a library was compiled from, checked to be that model."""
+    """Executors of the model that a library was compiled from, checked to be that model."""
 
     def __init__(
-        self, lib: Library, model: str | Path | tvm.IRModule, options: dict[str, Any]
+        self,
+        lib: Library,
+        model: str | Path | tvm.IRModule,
+        options: dict[str, Any],
+        onnxruntime: bool,
     ) -> None:
         from tvm_q4.reference import ReferenceExecutor
         from tvm_q4.relay_passes.integer_output import IntegerOutput
@@ -149,6 +172,7 @@ class _Models:
         self.framework = None if _is_integer(mod) else ReferenceExecutor(mod)
         self.boundaries = float_boundaries(integer)
         self.exact_output = not _ends_in_float(integer)
+        self.onnxruntime = onnxruntime_model(model, mod) if onnxruntime else None
 
 
 def _load(lib: Library, model: str | Path | tvm.IRModule, options: dict[str, Any]) -> tvm.IRModule:
