@@ -8,11 +8,12 @@ from typing import Any
 
 import tvm
 
-from tvm_q4.errors import EnvironmentMismatch, InputError, UnsupportedError
+from tvm_q4.errors import EnvironmentMismatch, InputError
 
 __all__ = ["load_model"]
 
-_TORCH_PACKAGES = ("torch", "torchvision", "torchao")
+_EXTRAS = {"torch": "torch", "torchvision": "torch", "torchao": "torch", "onnx": "onnx"}
+"""The extra that installs each optional package."""
 _HAWQ_SUFFIXES = (".tar", ".pth")
 
 
@@ -73,16 +74,15 @@ def load_model(
     path = Path(text)
     if not path.exists():
         raise InputError(
-            f"model '{text}' does not exist; give a .pt2 file, a recipe folder or zoo:NAME"
+            f"model '{text}' does not exist; give a .pt2 or .onnx file, a recipe folder or zoo:NAME"
         )
     if path.is_dir():
         return _load_folder(path, batch, image_size)
     if path.name.endswith(_HAWQ_SUFFIXES):
         return _lazy("hawq").load_hawq_model(path, batch=batch, image_size=image_size, **given)
     if path.suffix == ".onnx":
-        raise UnsupportedError(
-            f"model '{text}': {path.suffix} files cannot be read in this version; "
-            "give a .pt2 of torch.export, a recipe folder or zoo:NAME"
+        return _lazy("onnx_qdq").load_onnx_model(
+            path, batch=batch, image_size=image_size, require_quantized=require_quantized
         )
     return _lazy("torch_export").load_pt2_model(
         path, batch=batch, image_size=image_size, require_quantized=require_quantized
@@ -111,7 +111,8 @@ def _lazy(module: str) -> Any:
     try:
         return importlib.import_module(f"{__name__}.{module}")
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in _TORCH_PACKAGES:
+        extra = _EXTRAS.get((error.name or "").split(".")[0])
+        if extra is None:
             raise
-        msg = f'this model needs {error.name}; install it with: pip install "tvm-q4[torch]"'
+        msg = f'this model needs {error.name}; install it with: pip install "tvm-q4[{extra}]"'
         raise EnvironmentMismatch(msg) from error

@@ -2,43 +2,28 @@
 
 from __future__ import annotations
 
-import numpy as np
-from tvm import relax
-
+from tvm_q4.frontend.common import elementwise
+from tvm_q4.frontend.common.elementwise import clip
 from tvm_q4.frontend.common.values import ImporterFace, Value
 from tvm_q4.frontend.torch_ops.registry import NodeView, converts
-
-_FLOAT_MAX = float(np.finfo(np.float32).max)
 
 
 @converts("aten.relu.default", "aten.relu_.default")
 def relu(imp: ImporterFace, node: NodeView) -> Value:
     """``relax.nn.relu``; the tensor keeps its producer's name."""
-    x = node.tensor("self")
-    return Value(imp.emit(relax.op.nn.relu(x.expr), node.label), x.base)
-
-
-def _clip(imp: ImporterFace, node: NodeView, low: float | None, high: float | None) -> Value:
-    x = node.tensor("self")
-    if low == 0 and high is None:
-        return relu(imp, node)
-    bounds = [
-        -_FLOAT_MAX if low is None else float(low),
-        _FLOAT_MAX if high is None else float(high),
-    ]
-    return Value(imp.emit(relax.op.clip(x.expr, *bounds), node.label), x.base)
+    return clip(imp, node, node.tensor("self"), 0, None)
 
 
 @converts("aten.relu6.default", "aten.relu6_.default")
 def relu6(imp: ImporterFace, node: NodeView) -> Value:
     """Clip to 0..6."""
-    return _clip(imp, node, 0.0, 6.0)
+    return clip(imp, node, node.tensor("self"), 0.0, 6.0)
 
 
 @converts("aten.hardtanh.default", "aten.hardtanh_.default")
 def hardtanh(imp: ImporterFace, node: NodeView) -> Value:
     """Clip to the recorded bounds."""
-    return _clip(imp, node, node["min_val"], node["max_val"])
+    return clip(imp, node, node.tensor("self"), node["min_val"], node["max_val"])
 
 
 @converts(
@@ -46,7 +31,7 @@ def hardtanh(imp: ImporterFace, node: NodeView) -> Value:
 )
 def clamp(imp: ImporterFace, node: NodeView) -> Value:
     """Clip to the recorded bounds, either of which may be open."""
-    return _clip(imp, node, node["min"], node.args.get("max"))
+    return clip(imp, node, node.tensor("self"), node["min"], node.args.get("max"))
 
 
 @converts("aten.add.Tensor", "aten.add_.Tensor")
@@ -57,11 +42,7 @@ def add(imp: ImporterFace, node: NodeView) -> Value:
         raise node.unsupported(f"an add with alpha {node['alpha']} is not supported, only 1")
     if not isinstance(rhs, Value) or not isinstance(lhs, Value):
         raise node.unsupported("adding a number to a tensor is not supported")
-    if lhs.shape != rhs.shape:
-        raise node.unsupported(
-            f"the operands have shapes {lhs.shape} and {rhs.shape}; they must be equal"
-        )
-    return Value(imp.emit(relax.op.add(lhs.expr, rhs.expr), node.label), node.label)
+    return elementwise.add(imp, node, lhs, rhs)
 
 
 @converts(
