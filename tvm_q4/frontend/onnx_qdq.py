@@ -44,7 +44,7 @@ def load_onnx_model(
         As `import_onnx`.
     """
     file = read_onnx(path)
-    if require_quantized and quantization_style(file.model) == "float":
+    if require_quantized and quantization_format(file.model) is None:
         msg = f"'{path}' has no quantize nodes: it is a float model"
         raise InputError(f"{msg}; quantize it first")
     return import_onnx(
@@ -106,14 +106,15 @@ def import_onnx(
         "source_tool": tool or None,
         "source_opset": opsets[""],
         "source_style": quantization_style(model),
+        "onnx_tensors": importer.tensors,
     }
     if importer.channels_last:
         stored["source_layout"] = "NHWC"
     return with_meta(mod, **(stored | (facts or {})))
 
 
-def quantization_style(model: onnx.ModelProto) -> str:
-    """How a model is quantized: ``QONNX``, ``QOperator``, ``QCDQ``, ``QDQ`` or ``float``."""
+def quantization_format(model: onnx.ModelProto) -> str | None:
+    """How a model is quantized: ``QDQ``, ``QCDQ``, ``QOperator`` or ``QONNX``; None for float."""
     nodes = [*model.graph.node, *(n for f in model.functions for n in f.node)]
     kinds = {n.op_type for n in nodes}
     if any(n.domain in QONNX for n in nodes):
@@ -121,10 +122,10 @@ def quantization_style(model: onnx.ModelProto) -> str:
     if any(k.startswith("QLinear") or k == "QGemm" for k in kinds):
         return "QOperator"
     if not kinds & {"QuantizeLinear", "DequantizeLinear"}:
-        return "float"
-    between = {o for n in nodes if n.op_type == "Clip" for o in n.output}
-    clipped = any(n.op_type == "DequantizeLinear" and n.input[0] in between for n in nodes)
-    return "QCDQ" if clipped else "QDQ"
+        return None
+    clipped = {o for n in nodes if n.op_type == "Clip" for o in n.output}
+    read = {i for n in nodes if n.op_type == "DequantizeLinear" for i in n.input[:1]}
+    return "QCDQ" if clipped & read else "QDQ"
 
 
 def _opsets(model: onnx.ModelProto) -> dict[str, int]:
