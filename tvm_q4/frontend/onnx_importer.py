@@ -18,7 +18,6 @@ from tvm_q4.frontend.onnx_ops import CONVERTERS, fold
 from tvm_q4.frontend.onnx_ops.registry import NodeView
 from tvm_q4.frontend.onnx_sources import onnx_tensors
 from tvm_q4.frontend.onnx_structure import OnnxGraph, describe, result_of
-from tvm_q4.ops import is_q4
 
 _MOST_ELEMENTS = 2**31
 _TVM_ERRORS = (ValueError, RuntimeError, TypeError, IndexError, OverflowError)
@@ -45,9 +44,6 @@ class OnnxImporter(FunctionWriter):
         )
         self.batch = shape[0]
         self._parameter = relax.Var("x", TensorType(shape, "float32"))
-        self._quantized: set[str] = set()
-        self.tensors: dict[str, str] = {}
-        """Tensor of the ONNX model whose integers each ``q4.quantize`` of an activation makes."""
         self._env = {graph.input.name: Value(self._parameter, "input")}
 
     @property
@@ -63,9 +59,7 @@ class OnnxImporter(FunctionWriter):
     def run(self) -> Any:
         """Build the module."""
         for node in self._graph.nodes:
-            self._env[result_of(node)] = value = self._visit(node)
-            if value.base in self._quantized and not value.constant:
-                self.tensors.setdefault(value.base, self._integers_of(node))
+            self._env[result_of(node)] = self._visit(node)
         result = self._value(self._graph.outputs[0], "the model's output")
         if result.constant:
             raise UnsupportedError("the model's output does not depend on its input")
@@ -79,8 +73,6 @@ class OnnxImporter(FunctionWriter):
     def emit(self, expr: relax.Expr, label: str) -> relax.Var:
         """As `FunctionWriter.emit`, for tensors of a size that can exist."""
         var = super().emit(expr, label)
-        if is_q4(expr, "quantize"):
-            self._quantized.add(label)
         shape = [int(d) for d in getattr(var.ty, "shape", None) or []]
         elements = 1
         for size in shape:
@@ -121,12 +113,6 @@ class OnnxImporter(FunctionWriter):
             tensor_role=self._scope.roles.get(name),
             clip=clip_bounds(self._graph, name, self._array),
         )
-
-    def _integers_of(self, node: onnx.NodeProto) -> str:
-        """The tensor that holds a quantizer's integers: behind the Clip of QCDQ, if one follows."""
-        name = result_of(node)
-        clipped = clip_bounds(self._graph, name, self._array) is not None
-        return result_of(self._graph.readers[name][0]) if clipped else name
 
     def _array(self, name: str) -> Any:
         """Value of a constant by its name."""

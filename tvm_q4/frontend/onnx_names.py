@@ -19,6 +19,9 @@ _PREPARES = {
     "QuantizeLinear", "DequantizeLinear", "Clip", "Quant", "IntQuant", "Transpose", "Reshape",
     "Identity", "Cast", "Squeeze", "Unsqueeze",
 }  # fmt: skip
+_LEAVES = {"MaxPool", "AveragePool", "GlobalAveragePool"}
+"""Operators of torch's modules that have a path of their own."""
+
 _DERIVED = re.compile(r"(_quantized|_DequantizeLinear|_QuantizeLinear|_fused_bn|_transposed|_bn)+$")
 
 
@@ -35,9 +38,13 @@ def _joined(scopes: str) -> str:
 
 def _clean(name: str) -> str:
     """A name without what exporters and quantizers put around it; may be empty."""
-    if name.startswith("/"):
-        return _joined(name) + "." * bool(_joined(name)) + name.split("/")[-1].lower()
-    return re.sub(r"(_quant|_output_0)$", "", name).removesuffix(":0")
+    name = re.sub(r"(_quant|_output_0|:0)+$", "", name).removeprefix("node_")
+    if not name.startswith("/"):
+        return name
+    path, op = _joined(name), name.rpartition("/")[2]
+    if path and op.split("_")[0] in _LEAVES:
+        return path
+    return f"{path}.{op.lower()}".lstrip(".")
 
 
 class OnnxNames(TensorNames):

@@ -44,7 +44,7 @@ def load_onnx_model(
         As `import_onnx`.
     """
     file = read_onnx(path)
-    if require_quantized and quantization_format(file.model) is None:
+    if require_quantized and quantization_style(file.model) == "float":
         msg = f"'{path}' has no quantize nodes: it is a float model"
         raise InputError(f"{msg}; quantize it first")
     return import_onnx(
@@ -113,8 +113,8 @@ def import_onnx(
     return with_meta(mod, **(stored | (facts or {})))
 
 
-def quantization_format(model: onnx.ModelProto) -> str | None:
-    """How a model is quantized: ``QDQ``, ``QCDQ``, ``QOperator`` or ``QONNX``; None for float."""
+def quantization_style(model: onnx.ModelProto) -> str:
+    """How a model is quantized: ``QDQ``, ``QCDQ``, ``QOperator``, ``QONNX`` or ``float``."""
     nodes = [*model.graph.node, *(n for f in model.functions for n in f.node)]
     kinds = {n.op_type for n in nodes}
     if any(n.domain in QONNX for n in nodes):
@@ -122,7 +122,7 @@ def quantization_format(model: onnx.ModelProto) -> str | None:
     if any(k.startswith("QLinear") or k == "QGemm" for k in kinds):
         return "QOperator"
     if not kinds & {"QuantizeLinear", "DequantizeLinear"}:
-        return None
+        return "float"
     clipped = {o for n in nodes if n.op_type == "Clip" for o in n.output}
     read = {i for n in nodes if n.op_type == "DequantizeLinear" for i in n.input[:1]}
     return "QCDQ" if clipped & read else "QDQ"

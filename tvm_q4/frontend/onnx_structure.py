@@ -104,7 +104,7 @@ def build_graph(graph: onnx.GraphProto) -> OnnxGraph:
         )
     found = OnnxGraph([], constants, inputs[0], outputs)
     _connect(found, graph)
-    found.nodes = _ordered(found)
+    found.nodes = _ordered(found, graph)
     for node in found.nodes:
         for name in set(node.input) - {""}:
             found.readers.setdefault(name, []).append(node)
@@ -122,30 +122,43 @@ def _connect(found: OnnxGraph, graph: onnx.GraphProto) -> None:
                 found.makers[name] = node
 
 
-def _ordered(found: OnnxGraph) -> list[onnx.NodeProto]:
-    """Nodes that the output needs, each after what it reads."""
-    given = {"", *found.constants, found.input.name}
-    sorter: TopologicalSorter[str] = TopologicalSorter()
-    by_id: dict[str, onnx.NodeProto] = {}
-    waiting = list(found.outputs)
-    seen: set[str] = set()
+def _ordered(found: OnnxGraph, graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """Nodes that the output needs, as they stand in the file where that is an order to run in."""
+    needed = _needed(found)
+    nodes = [n for n in graph.node if any(n.output) and result_of(n) in needed]
+    made = {"", *found.constants, found.input.name}
+    for node in nodes:
+        if not made.issuperset(node.input):
+            return _sorted(found, nodes)
+        made.update(node.output)
+    return nodes
+
+
+def _needed(found: OnnxGraph) -> set[str]:
+    """First results of the nodes that the output needs."""
+    needed: set[str] = set()
+    waiting = [(name, "the model returns") for name in found.outputs]
     while waiting:
-        name = waiting.pop()
-        if name in given or name in seen:
+        name, reader = waiting.pop()
+        if not name or name in found.constants or name == found.input.name:
             continue
         if name not in found.makers:
-            readers = [n for n in by_id.values() if name in n.input]
-            reader = f"{describe(readers[0])} reads" if readers else "the model returns"
             raise InputError(f"{reader} tensor '{name}', which nothing makes")
         node = found.makers[name]
-        seen.update(node.output)
-        key = result_of(node)
-        by_id[key] = node
-        read = [i for i in node.input if i not in given]
-        sorter.add(key, *(result_of(found.makers[i]) for i in read if i in found.makers))
-        waiting.extend(read)
+        if result_of(node) not in needed:
+            needed.add(result_of(node))
+            waiting.extend((i, f"{describe(node)} reads") for i in node.input)
+    return needed
+
+
+def _sorted(found: OnnxGraph, nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    by_result = {result_of(n): n for n in nodes}
+    reads = {
+        key: [result_of(found.makers[i]) for i in node.input if i in found.makers]
+        for key, node in by_result.items()
+    }
     try:
-        return [by_id[key] for key in sorter.static_order()]
+        return [by_result[key] for key in TopologicalSorter(reads).static_order()]
     except CycleError as error:
-        circle = ", ".join(dict.fromkeys(by_id[k].name or k for k in error.args[1]))
+        circle = ", ".join(dict.fromkeys(by_result[k].name or k for k in error.args[1]))
         raise InputError(f"the graph runs in a circle through {circle}") from error
