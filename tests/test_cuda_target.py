@@ -90,7 +90,7 @@ def test_metadata_and_text() -> None:
         ("cuda", 75, "sm_75", "t4"),
         ("cuda", 80, "sm_80", "a100"),
         ("cuda", 90, "sm_90", "h200"),
-        ("cuda:sm_86", 80, "sm_86", "a100"),
+        ("cuda:sm_86", 80, "sm_86", "a10"),
         ("cuda:sm_89", 80, "sm_89", "l4"),
         ("cuda:sm_120", 90, "sm_120", "h200"),
         ("nvidia/geforce-rtx-4090", 80, "sm_89", "rtx4090"),

@@ -36,7 +36,8 @@ _DEVICES = {
     "nvidia/nvidia-h100": ("h100", 90),
     "nvidia/nvidia-h200": ("h200", 90),
 }
-_DEFAULT_DEVICE = {75: "t4", 80: "a100", 86: "a100", 87: "a100", 88: "l4", 89: "l4", 90: "h200"}
+# The device that tiles are chosen for where none is named; later archs have no table of their own.
+_DEFAULT_DEVICE = {75: "t4", 80: "a100", 86: "a10", 87: "a10", 88: "l4", 89: "l4", 90: "h200"}
 
 # Shared memory that one block may ask for, in KiB: CUDA C++ Programming Guide, table "Technical
 # specifications per compute capability". TVM opts in to it where a kernel needs more than 48 KiB.
@@ -107,7 +108,7 @@ class CudaTarget:
         named = {key: arch for key, arch in _DEVICES.values()}
         if self.device is not None and ARCH_FAMILY[named[self.device]] == ARCH_FAMILY[archs[0]]:
             return self.device
-        return _DEFAULT_DEVICE[min(archs[0], 90)]
+        return default_device(archs[0])
 
     def to_json(self) -> dict[str, Any]:
         """The ``target`` of a library's metadata."""
@@ -164,6 +165,11 @@ def family_of_arch(arch: int) -> int:
     if arch not in ARCH_FAMILY:
         raise TargetError(f"there are no kernels for sm_{arch}; choose of {choices()}")
     return ARCH_FAMILY[arch]
+
+
+def default_device(arch: int) -> str:
+    """The device, by its name in the device table, that an arch's kernels are predicted for."""
+    return _DEFAULT_DEVICE[min(arch, 90)]
 
 
 def shared_memory(arch: int) -> int:

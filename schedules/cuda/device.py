@@ -26,7 +26,8 @@ Sources, by field
     273 / 542, A100 262 / 466, H100 263 / 479 (as in Luo et al., arXiv 2402.13499), T4 188 for L2
     (as in Jia et al., arXiv 1903.07486). Others follow their architecture.
 Per-SM and per-block limits
-    CUDA C++ Programming Guide, table of technical specifications per compute capability.
+    CUDA C++ Programming Guide, table of technical specifications per compute capability (shared
+    memory of a block: `tvm_q4.cuda_target`).
 ``launch_us``
     Start-to-start floor of dependent kernels in a CUDA graph; an assumption.
 """
@@ -41,14 +42,12 @@ from types import MappingProxyType
 
 from tvm.target import Target
 
+from tvm_q4.cuda_target import default_device, family_of_arch, shared_memory
 from tvm_q4.errors import TargetError
 
 KIB = 1024
 DEVICE_KEY = "device-"
 """Prefix of the target key that names a device, as in ``device-l4``."""
-
-ARCH_KEY = "arch-"
-"""Prefix of target keys that name the other architectures that must run the code (``arch-89``)."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,7 @@ class Device:
     @property
     def family(self) -> int:
         """Kernel family of the device (75, 80 or 90)."""
-        return _family(self.arch)
+        return family_of_arch(self.arch)
 
     @property
     def shared_reserved(self) -> int:
@@ -135,28 +134,21 @@ class Device:
         return 0 if self.arch < 80 else KIB
 
 
-# Residency by compute capability: shared KiB per SM and per block, threads and blocks per SM.
+# Residency by compute capability: shared KiB, threads and blocks per SM.
 _LIMITS = {
-    75: (64, 64, 1024, 16),
-    80: (164, 163, 2048, 32),
-    86: (100, 99, 1536, 16),
-    87: (164, 163, 1536, 16),
-    88: (100, 99, 1536, 16),
-    89: (100, 99, 1536, 24),
-    90: (228, 227, 2048, 32),
-    100: (228, 227, 2048, 32),
-    103: (228, 227, 2048, 32),
-    110: (228, 227, 1536, 24),
-    120: (100, 99, 1536, 24),
-    121: (100, 99, 1536, 24),
+    75: (64, 1024, 16),
+    80: (164, 2048, 32),
+    86: (100, 1536, 16),
+    89: (100, 1536, 24),
+    90: (228, 2048, 32),
 }
 
 
 def _device(name: str, arch: int, **figures: float) -> Device:
-    per_sm, per_block, threads, blocks = _LIMITS[arch]
+    per_sm, threads, blocks = _LIMITS[arch]
     limits = {
         "shared_per_sm": per_sm * KIB,
-        "shared_per_block": per_block * KIB,
+        "shared_per_block": shared_memory(arch),
         "threads_per_sm": threads,
         "blocks_per_sm": blocks,
     }
@@ -224,35 +216,6 @@ DEVICES: Mapping[str, Device] = MappingProxyType(
 )
 """Every device that can be named, by name."""
 
-# The device of an architecture where none is named. Those that have none of their own take the
-# nearest of their family; `device_of` gives it their own shared-memory limit.
-_DEFAULTS = {75: "t4", 80: "a100", 86: "a10", 87: "a10", 88: "a10", 89: "l4"}
-_NEWEST = "h200"
-
-
-def _family(arch: int) -> int:
-    return 75 if arch < 80 else 80 if arch < 90 else 90
-
-
-def arch_of(target: Target) -> int:
-    """Compute capability of a CUDA target, such as 80.
-
-    Raises
-    ------
-    TargetError
-        If the target is not a CUDA one, or its architecture has no integer tensor cores we use.
-    """
-    arch = str(target.attrs.get("arch", ""))
-    match = re.fullmatch(r"sm_(\d+)[af]?", arch)
-    if target.kind.name != "cuda" or match is None:
-        msg = f"target {target} is not a CUDA architecture; use one such as cuda:sm_80"
-        raise TargetError(msg)
-    number = int(match[1])
-    if number not in _LIMITS:
-        known = ", ".join(f"sm_{a}" for a in _LIMITS)
-        raise TargetError(f"target arch {arch!r} has no kernels here; use one of {known}")
-    return number
-
 
 def family_of(target: Target) -> int:
     """Kernel family of a CUDA target: 75, 80 (sm_80 to sm_89) or 90 (sm_90 and later).
@@ -260,17 +223,17 @@ def family_of(target: Target) -> int:
     Raises
     ------
     TargetError
-        As `arch_of`.
+        If the target is not a CUDA one, or its architecture has no kernels here.
     """
-    return _family(arch_of(target))
+    return family_of_arch(_arch_of(target))
 
 
 def device_of(target: Target) -> Device:
     """The device whose figures choose tiles for a CUDA target.
 
     A key ``device-<name>`` of the target names it; otherwise it is the default of the architecture.
-    Code that must also run elsewhere, which keys ``arch-<number>`` say, may not use more shared
-    memory in a block than the least of those architectures has.
+    Where the target limits the shared memory of a block, because the code must also run on another
+    architecture, the device takes that limit.
 
     Parameters
     ----------
@@ -280,23 +243,32 @@ def device_of(target: Target) -> Device:
     Raises
     ------
     TargetError
-        If the target is not a known CUDA architecture, or the named device is unknown or of
-        another kernel family.
+        If the target is not a CUDA one of a known architecture, or the named device is unknown or
+        of another kernel family.
     """
-    arch = arch_of(target)
-    keys = [str(k) for k in target.keys]
-    names = [k.removeprefix(DEVICE_KEY) for k in keys if k.startswith(DEVICE_KEY)]
-    device = _named(names[0], arch) if names else DEVICES[_DEFAULTS.get(arch, _NEWEST)]
-    archs = {int(k.removeprefix(ARCH_KEY)) for k in keys if k.startswith(ARCH_KEY)} | {arch}
-    shared = min(device.shared_per_block, *(_LIMITS[a][1] * KIB for a in archs if a in _LIMITS))
-    return dataclasses.replace(device, shared_per_block=shared)
+    arch = _arch_of(target)
+    names = [str(k).removeprefix(DEVICE_KEY) for k in target.keys if str(k).startswith(DEVICE_KEY)]
+    device = _named(names[0] if names else default_device(arch), arch)
+    limit = int(target.attrs.get("max_shared_memory_per_block", shared_memory(arch)))
+    return dataclasses.replace(device, shared_per_block=min(device.shared_per_block, limit))
+
+
+def _arch_of(target: Target) -> int:
+    """Compute capability of a CUDA target, such as 80."""
+    match = re.fullmatch(r"sm_(\d+)[af]?", str(target.attrs.get("arch", "")))
+    if target.kind.name != "cuda" or match is None:
+        msg = f"target {target} is not a CUDA architecture; use one such as cuda:sm_80"
+        raise TargetError(msg)
+    arch = int(match[1])
+    family_of_arch(arch)  # refuses architectures that there are no kernels for
+    return arch
 
 
 def _named(name: str, arch: int) -> Device:
     if name not in DEVICES:
         raise TargetError(f"device {name!r} is unknown; use one of {', '.join(DEVICES)}")
     device = DEVICES[name]
-    if device.family != _family(arch):
+    if device.family != family_of_arch(arch):
         msg = (
             f"device {name!r} (sm_{device.arch}) does not run the kernels of sm_{arch}; "
             "name a device of that architecture or none"

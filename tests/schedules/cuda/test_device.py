@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 from tvm.target import Target
 
+from tvm_q4.cuda_target import parse_cuda
 from tvm_q4.errors import TargetError
 from tvm_q4.schedules.cuda.device import DEVICES, device_of, family_of
 
@@ -74,18 +75,21 @@ def test_only_the_t4_predicts_below_its_boost_clock():
 
 
 @pytest.mark.parametrize(
-    ("arch", "keys", "kib"),
+    ("target", "name", "kib"),
     [
-        ("sm_80", (), 163),
-        ("sm_80", ("arch-80", "arch-89"), 99),
-        ("sm_80", ("device-rtx4090",), 99),
-        ("sm_90", ("arch-90", "arch-100"), 227),
-        ("sm_90", ("arch-120",), 99),
-        ("sm_120", (), 99),
+        ("cuda:sm_75", "t4", 64),
+        ("cuda:sm_80", "a100", 163),
+        ("cuda:sm_80,sm_89", "a100", 99),
+        ("cuda:sm_86", "a10", 99),
+        ("cuda:sm_90,sm_100", "h200", 227),
+        ("cuda:sm_90,sm_120", "h200", 99),
+        ("nvidia/geforce-rtx-4090", "rtx4090", 99),
     ],
 )
-def test_shared_memory_is_what_every_architecture_has(arch, keys, kib):
-    assert device_of(cuda(arch, *keys)).shared_per_block == kib * 1024
+def test_shared_memory_is_what_every_architecture_has(target, name, kib):
+    wanted = parse_cuda(target)
+    device = device_of(wanted.family_target(max(wanted.families())))
+    assert (device.name, device.shared_per_block) == (name, kib * 1024)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +97,7 @@ def test_shared_memory_is_what_every_architecture_has(arch, keys, kib):
     [
         (cuda("sm_80", "device-v100"), r"device 'v100' is unknown; use one of t4, a100"),
         (cuda("sm_75", "device-h200"), r"device 'h200' \(sm_90\) does not run .* sm_75"),
-        (cuda("sm_70"), r"'sm_70' has no kernels here; use one of sm_75"),
+        (cuda("sm_70"), r"no kernels for sm_70; choose of sm_75"),
         (Target({"kind": "llvm"}), r"not a CUDA architecture"),
     ],
 )
