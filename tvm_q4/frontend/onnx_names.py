@@ -19,16 +19,26 @@ _PREPARES = {
     "QuantizeLinear", "DequantizeLinear", "Clip", "Quant", "IntQuant", "Transpose", "Reshape",
     "Identity", "Cast", "Squeeze", "Unsqueeze",
 }  # fmt: skip
-_LEAVES = {"MaxPool", "AveragePool", "GlobalAveragePool"}
-"""Operators of torch's modules that have a path of their own."""
+_POOLS = {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean"}
+"""Operators of modules that do nothing else, and therefore lend them their name."""
 
 _DERIVED = re.compile(r"(_quantized|_DequantizeLinear|_QuantizeLinear|_fused_bn|_transposed|_bn)+$")
+_SCOPES = "pkg.torch.onnx.name_scopes"
 
 
-def _joined(scopes: str) -> str:
-    """Module path of torch's ``/layer1/layer1.0/conv1/Conv``, without the operator."""
+def _module_path(node: onnx.NodeProto) -> str | None:
+    """Path of torch's module that made a node, None where the file does not tell.
+
+    Exporters write it as ``/layer1/layer1.0/conv1/Conv`` into the node's name, or as the list
+    ``['', 'layer1', 'layer1.0', 'layer1.0.conv1', 'conv2d']`` into its metadata.
+    """
+    scopes = next((p.value for p in node.metadata_props if p.key == _SCOPES), None)
+    if scopes is not None:
+        return (["", *re.findall(r"'([^']*)'", scopes)][:-1] or [""])[-1]
+    if not node.name.startswith("/"):
+        return None
     parts: list[str] = []
-    for part in scopes.strip("/").split("/")[:-1]:
+    for part in node.name.strip("/").split("/")[:-1]:
         if parts and part.startswith(f"{parts[-1]}."):
             parts[-1] = part
         else:
@@ -36,15 +46,21 @@ def _joined(scopes: str) -> str:
     return ".".join(parts)
 
 
-def _clean(name: str) -> str:
-    """A name without what exporters and quantizers put around it; may be empty."""
-    name = re.sub(r"(_quant|_output_0|:0)+$", "", name).removeprefix("node_")
-    if not name.startswith("/"):
-        return name
-    path, op = _joined(name), name.rpartition("/")[2]
-    if path and op.split("_")[0] in _LEAVES:
-        return path
-    return f"{path}.{op.lower()}".lstrip(".")
+def _plain(node: onnx.NodeProto) -> str:
+    """Name of a node, or of its result, without what exporters and quantizers put around it."""
+    for name in (node.name, result_of(node)):
+        clean = re.sub(r"(_quant|_output_0|:0)+$", "", name).removeprefix("node_").strip("/")
+        if clean:
+            return clean
+    return node.op_type.lower()
+
+
+def _stem(node: onnx.NodeProto, *, leaf: bool) -> str:
+    """Name for a node's result; a `leaf` has the path of its module alone."""
+    path = _module_path(node)
+    if path is None:
+        return _plain(node)
+    return path if path and leaf else f"{path}.{node.op_type.lower()}".lstrip(".")
 
 
 class OnnxNames(TensorNames):
@@ -73,18 +89,16 @@ class OnnxNames(TensorNames):
         """Unique name of the tensor that a node makes."""
         if result_of(node) in self._layers:
             return self._layers[result_of(node)]
-        return self.unique(_clean(node.name) or _clean(result_of(node)) or node.op_type.lower())
+        return self.unique(_stem(node, leaf=node.op_type in _POOLS))
 
     def _layer_name(self, node: onnx.NodeProto) -> str:
-        """Module of the weight, else the node's name, else the name of its result."""
-        at = LAYERS[node.op_type][0]
-        origin = self._chain(node.input[at])[-1] if at < len(node.input) else ""
-        weight = _DERIVED.sub("", origin)
-        if weight.endswith(".weight"):
-            return weight.removesuffix(".weight")
-        if node.name.startswith("/"):
-            return _joined(node.name) or _clean(node.name)
-        return _clean(node.name) or _clean(result_of(node)) or node.op_type.lower()
+        """Module of the weight or bias, else the node's, else the name of node or result."""
+        for at, suffix in zip(LAYERS[node.op_type], (".weight", ".bias"), strict=True):
+            if at is not None and at < len(node.input) and node.input[at]:
+                origin = _DERIVED.sub("", self._chain(node.input[at])[-1])
+                if origin.endswith(suffix):
+                    return origin.removesuffix(suffix)
+        return _stem(node, leaf=True)
 
     def _chain(self, tensor: str) -> list[str]:
         """Tensors from a layer's parameter back to where it comes from."""
