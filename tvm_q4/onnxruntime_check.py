@@ -136,7 +136,8 @@ def onnxruntime_model(path: str | Path | tvm.IRModule, mod: tvm.IRModule) -> Onn
     tensors = facts.get("onnx_tensors")
     if not tensors:
         raise InputError(f"model '{path}' has no quantized tensors to compare with onnxruntime")
-    return OnnxRuntimeModel(Path(path), tensors, channels_last=facts.get("source_layout") == "NHWC")
+    channels_last = facts["source_details"].get("input") == "NHWC"
+    return OnnxRuntimeModel(Path(path), tensors, channels_last=channels_last)
 
 
 def _packages() -> tuple[Any, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import tvm
 
 from tvm_q4.errors import EnvironmentMismatch, InputError
+from tvm_q4.meta import model_meta, with_meta
 
 __all__ = ["load_model"]
 
@@ -103,7 +104,9 @@ def _load_folder(path: Path, batch: int | None, image_size: tuple[int, int] | No
         raise InputError(
             f"folder '{path}' has no graph.json; an integer recipe has graph.json and model.npz"
         )
-    return _lazy("recipe").read_recipe(path, batch=batch, image_size=image_size)
+    mod = _lazy("recipe").read_recipe(path, batch=batch, image_size=image_size)
+    known = "source_format" in model_meta(mod)  # of the model that the recipe was made from
+    return mod if known else with_meta(mod, source_format="tvm-q4/recipe")
 
 
 def _lazy(module: str) -> Any:

@@ -100,16 +100,15 @@ def import_onnx(
     importer = OnnxImporter(graph, opsets, folder, batch, image_size)
     mod = importer.run()
     tool = f"{model.producer_name} {model.producer_version}".strip()
-    stored = {
+    stored: dict[str, Any] = {
         "name": name,
         "source_format": "onnx",
         "source_tool": tool or None,
-        "source_opset": opsets[""],
-        "source_style": quantization_style(model),
+        "source_details": {"opset": str(opsets[""]), "quantization": quantization_style(model)},
         "onnx_tensors": importer.tensors,
     }
     if importer.channels_last:
-        stored["source_layout"] = "NHWC"
+        stored["source_details"]["input"] = "NHWC"
     return with_meta(mod, **(stored | (facts or {})))
 
 

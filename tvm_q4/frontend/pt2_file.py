@@ -43,12 +43,16 @@ _SYMBOL = re.compile(
 
 @dataclass(frozen=True)
 class Pt2File:
-    """What a ``.pt2`` file holds: the program, our metadata, its digest and who wrote it."""
+    """What a ``.pt2`` file holds: the program, our metadata, its digest and who wrote it.
+
+    `opset` names versions of operator sets: ``aten 10``.
+    """
 
     program: ExportedProgram
     metadata: dict[str, Any]
     sha256: str
     torch_version: str
+    opset: str
 
 
 def read_pt2(path: str | Path) -> Pt2File:
@@ -84,9 +88,13 @@ def read_pt2(path: str | Path) -> Pt2File:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         msg = f"{where} is not a readable torch.export program ({reason[:200]})"
         raise InputError(f"{msg}; save it again with torch.export.save") from error
-    return Pt2File(
-        program, extra, hashlib.sha256(data).hexdigest(), str(config.get("torch_version", ""))
-    )
+    version = str(config.get("torch_version", ""))
+    return Pt2File(program, extra, hashlib.sha256(data).hexdigest(), version, _opset(config))
+
+
+def _opset(config: dict[str, Any]) -> str:
+    found = config.get("opset_version")
+    return ", ".join(f"{k} {v}" for k, v in found.items()) if isinstance(found, dict) else ""
 
 
 def _read(path: Path) -> bytes:

@@ -110,7 +110,10 @@ def load_pt2_model(
         msg = f"'{path}' has no quantize nodes: it is a float model"
         raise InputError(f"{msg}; quantize it first: see tvm_q4.quantize.quantize_ptq")
     known = {key: file.metadata[key] for key in ("transform", "classes") if file.metadata.get(key)}
-    facts = {"sha256": file.sha256, **known}
+    details = {"quantization": "PT2E" if is_quantized(file.program) else "float"}
+    if file.opset:
+        details = {"opset": file.opset, **details}
+    facts = {"sha256": file.sha256, "source_details": details, **known}
     if file.torch_version:
         facts["source_tool"] = f"torch {file.torch_version}"
     name = str(file.metadata.get("name") or path.stem)
