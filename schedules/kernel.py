@@ -21,14 +21,12 @@ KERNEL_ATTR = "q4.kernel"
 _NEUTRAL = {"shift": 1, "lhs_shift": 1, "rhs_shift": 1}
 
 
-def channel_params(
-    layer: Layer, channels: int | None = None
-) -> list[tuple[int, str, np.ndarray]]:
+def channel_params(layer: Layer, channels: int | None = None) -> list[tuple[int, str, np.ndarray]]:
     """Constants of a layer's operators as a kernel takes them, in argument order.
 
-    Per-channel arrays are padded to `channels`, or the vector width (a padded channel multiplies by 0); arrays
-    that differ by position are flat [H * W], or [H * W * channels] where they differ by channel
-    too. The anchor's weight is not among them.
+    Per-channel arrays are padded to `channels`, or the vector width (a padded channel multiplies
+    by 0); arrays that differ by position are flat [H * W], or [H * W * channels] where they differ
+    by channel too. The anchor's weight is not among them.
     """
     channels = channels or round_up(layer.shape[1], LANES)
     out = []

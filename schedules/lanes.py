@@ -1,6 +1,7 @@
 """TensorIR vectors: loads, stores, the rounding shifts of ``numerics.md``.
 
-Vectors have `LANES` elements unless said otherwise; with ``lanes=1`` (GPU threads) they are scalars.
+Vectors have `LANES` elements unless said otherwise; with ``lanes=1`` (GPU threads) they are
+scalars.
 """
 
 from __future__ import annotations
@@ -46,9 +47,7 @@ def clamp(vector: Expr, lo: int, hi: int, dtype: str, lanes: int = LANES) -> Exp
     return tirx.min(tirx.max(vector, splat(lo, dtype, lanes)), splat(hi, dtype, lanes))
 
 
-def round_shift(
-    product: Expr, shift: Expr, rounding: str, dtype: str, lanes: int = LANES
-) -> Expr:
+def round_shift(product: Expr, shift: Expr, rounding: str, dtype: str, lanes: int = LANES) -> Expr:
     """``product / 2**shift`` with the named rounding, as `tvm_q4.quant.round_shift` does it.
 
     `product` and `shift` are vectors of `dtype` (int32 or int64); a shift of 0 is the identity.

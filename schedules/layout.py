@@ -64,7 +64,7 @@ class Layout:
         return "int32" if self.bits else dtype
 
     def tag(self) -> str:
-        """Short form for signatures, such as ``NHWC64h1,1,1,1`` or ``NHWC64p4`` (packed, 4 bits)."""
+        """Short form for signatures: ``NHWC64h1,1,1,1``, or ``NHWC64p4`` (packed, 4 bits)."""
         if self.kind == "NCHW":
             return "NCHW"
         halo = "h" + ",".join(map(str, self.halo)) if any(self.halo) else ""

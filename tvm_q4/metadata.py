@@ -162,6 +162,12 @@ def _call(call: LoweredCall) -> dict[str, Any]:
     }
 
 
+def _layout(tensor: Tensor) -> dict[str, Any]:
+    """A layout with what it takes to unpack elements: their range decides on a sign."""
+    packed = tensor.layout.bits and tensor.range is not None
+    return tensor.layout.to_json() | ({"dtype": tensor.range.dtype} if packed else {})
+
+
 def _tensor(tensor: Tensor) -> dict[str, Any]:
     return {
         "name": tensor.name,
@@ -169,5 +175,5 @@ def _tensor(tensor: Tensor) -> dict[str, Any]:
         "dtype": tensor.dtype,
         "lo": tensor.range.lo if tensor.range else None,
         "hi": tensor.range.hi if tensor.range else None,
-        "layout": tensor.layout.to_json() | ({"dtype": tensor.dtype} if tensor.layout.bits else {}),
+        "layout": _layout(tensor),
     }

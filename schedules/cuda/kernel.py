@@ -34,7 +34,8 @@ class Row:
     """A run of channels of one pixel.
 
     `place` is (n, h, w), logical and always inside the tensors; results are stored where `store`
-    holds (always if None). `values` are the anchor's results, int32, one a channel.
+    holds (always if None). `values` are the anchor's results, int32, one a channel; a bias is added
+    to them.
     """
 
     place: tuple[Any, Any, Any]
@@ -50,21 +51,31 @@ class CudaKernel:
     layer : Layer
     channels : int
         Padded length of per-channel constants.
-    weight : ndarray, optional
-        Packed weights: the argument after the inputs.
+    weight_words : int, optional
+        int32 words of packed weights: the argument after the inputs.
+    scratch : tuple of int, optional
+        Shape of an int32 scratch tensor: the argument before the outputs.
     """
 
-    def __init__(self, layer: Layer, channels: int, weight: np.ndarray | None = None) -> None:
+    def __init__(
+        self,
+        layer: Layer,
+        channels: int,
+        weight_words: int | None = None,
+        scratch: tuple[int, ...] | None = None,
+    ) -> None:
         self.layer, self.channels = layer, channels
         self._inputs = [self._argument(f"x{i}", t) for i, t in enumerate(layer.inputs)]
-        self._weight = None
-        if weight is not None:
-            self._weight = T.arg("w", T.buffer(weight.shape, str(weight.dtype)))
+        self._weight = self._scratch = None
+        if weight_words is not None:
+            self._weight = T.arg("w", T.buffer((weight_words,), "int32"))
         self._params: dict[tuple[int, str], Any] = {}
         for index, name, array in channel_params(layer, channels):
             self._params[index, name] = T.arg(
                 f"{name}{index}", T.buffer(array.shape, str(array.dtype))
             )
+        if scratch is not None:
+            self._scratch = T.arg("scratch", T.buffer(scratch, "int32"))
         self._outputs = [self._argument(f"y{k}", t) for k, (_, t) in enumerate(layer.outputs)]
         self._views: dict[tuple[Any, int], Any] = {}
 
@@ -96,6 +107,14 @@ class CudaKernel:
     def weight(self, lanes: int = 1) -> Any:
         """Flat view of the packed weights."""
         return self.view(self._weight, lanes)
+
+    def scratch(self, lanes: int = 1) -> Any:
+        """Flat view of the scratch tensor."""
+        return self.view(self._scratch, lanes)
+
+    def forget_views(self) -> None:
+        """Make views anew, in another launch of the same function."""
+        self._views.clear()
 
     def param(self, index: int, name: str, channel: Any, place: tuple[Any, Any, Any]) -> Any:
         """One channel's constant of an operator, where it may differ by position."""
@@ -161,7 +180,7 @@ class CudaKernel:
         return {
             (index, name): self.quad(index, name, channel)
             for index, name in self._params
-            if (index > 0 or not self.layer.anchor) and self.layer.ops[index].params[name].ndim != 4
+            if self.layer.ops[index].params[name].ndim != 4
         }
 
     def _element(
@@ -179,6 +198,8 @@ class CudaKernel:
             return self.param(index, name, c0 + e, row.place)
 
         anchor = row.values[e] if row.values is not None else None
+        if anchor is not None and "bias" in self.layer.ops[0].params:
+            anchor = T.Bind(anchor + param(0, "bias"))
         free = self._unclamped(outs)
         values = emit_epilogue(
             self.layer, anchor, lambda i: residual[i][e], param, width=1, unclamped=free

@@ -15,7 +15,7 @@ from tvm.target import Target
 from tvm.tirx import PrimFunc
 
 from tests.cuda_emulator.errors import EmulationError
-from tests.cuda_emulator.launch import Argument, run
+from tests.cuda_emulator.launch import Argument, Uninitialized, run
 
 _AXES = ("x", "y", "z")
 
@@ -83,6 +83,10 @@ def _kernel(source: str, name: str, func: PrimFunc) -> Kernel:
     return Kernel(source, name, tuple(p.name for p in func.params), grid, block, dynamic)
 
 
+def _initialized(argument: Argument) -> Argument:
+    return argument.array if isinstance(argument, Uninitialized) else argument
+
+
 def run_prim_func(
     func: PrimFunc,
     args: Sequence[Argument],
@@ -119,6 +123,8 @@ def run_prim_func(
                 f"{kernel.name}: parameters {missing} are no arguments of the function"
             )
         values = [by_name[p] for p in kernel.parameters]
+        # A later kernel may read what an earlier one was there to write.
+        by_name |= {p: _initialized(by_name[p]) for p in kernel.parameters}
         source = change(kernel.source) if change else kernel.source
         number = int(arch.removeprefix("sm_").rstrip("abf"))
         counts = run(

@@ -50,9 +50,8 @@ class Tracer:
         self._done += 1
         outputs = call["outputs"]
         for entry, tensor in zip(outputs, args[len(args) - len(outputs) :], strict=True):
-            self.tensors[entry["name"]] = to_logical(
-                tensor.numpy(), entry["shape"], entry["layout"]
-            )
+            array = to_logical(tensor.numpy(), entry["shape"], entry["layout"])
+            self.tensors[entry["name"]] = array.astype(entry["dtype"], copy=False)
 
     def finish(self) -> dict[str, NDArray]:
         """The recorded tensors, in the order in which they were made.

@@ -1,0 +1,106 @@
+"""Tiles that a layer's tensor-core kernel may have, and their predicted times."""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import product
+
+import numpy as np
+from tvm.target import Target
+
+from tvm_q4.schedules.cuda.conv_shape import ConvShape
+from tvm_q4.schedules.cuda.cost import predict_us
+from tvm_q4.schedules.cuda.device import device_of
+from tvm_q4.schedules.cuda.packing import packed_chunks, packed_rows
+from tvm_q4.schedules.cuda.tensor_core import MmaForm
+from tvm_q4.schedules.cuda.tile import CHUNK_BYTES, GemmShape, Tile, resources
+from tvm_q4.schedules.layer import Layer, Tensor
+from tvm_q4.schedules.rule import Params
+
+NAMES = ("bm", "bn", "bk", "wm", "wn", "stages", "split_k")
+"""Parameters, in the order of `Tile`'s fields."""
+
+_BLOCKS_M, _BLOCKS_N = (16, 32, 64, 128, 256), (32, 64, 128)
+_WARPS_M, _WARPS_N = (16, 32, 64), (32, 64)
+_SLABS = (32, 64, 128)
+_STAGES = (2, 3, 4, 5)
+_SPLITS = (1, 2, 4, 8, 16)
+_MOST_THREADS = 256
+_MOST_REGISTERS = 232
+_FEWEST_SLABS = 2  # that a part of a split k has
+
+
+def tiles(layer: Layer, form: MmaForm, target: Target) -> list[Params]:
+    """Parameter settings that fit registers, shared memory and the layer."""
+    shared = int(target.attrs["max_shared_memory_per_block"])
+    extents = layer.shape[0] * layer.shape[2] * layer.shape[3], layer.shape[1]
+    out: list[Params] = []
+    for tile in _family_tiles(form.family, form.widen, shared):
+        if _too_large(tile.bm, extents[0], _BLOCKS_M) or _too_large(tile.bn, extents[1], _BLOCKS_N):
+            continue
+        slabs = -(-ConvShape(layer, tile.bn, form.channels).chunks * CHUNK_BYTES // tile.bk_bytes)
+        if tile.stages > max(2, slabs):
+            continue
+        for split in _SPLITS:
+            if split == 1 or (-(-slabs // split) >= _FEWEST_SLABS and _full(slabs, split)):
+                values = (tile.bm, tile.bn, tile.bk_bytes, tile.wm, tile.wn, tile.stages, split)
+                out.append(dict(zip(NAMES, values, strict=True)))
+    return out
+
+
+def _too_large(block: int, extent: int, sizes: tuple[int, ...]) -> bool:
+    """Whether the next smaller block would hold the whole extent."""
+    smaller = [s for s in sizes if s < block]
+    return bool(smaller) and smaller[-1] >= extent
+
+
+def _full(slabs: int, split: int) -> bool:
+    """Whether every part has slabs."""
+    return -(-slabs // -(-slabs // split)) == split
+
+
+@cache
+def _family_tiles(family: int, widen: bool, shared: int) -> tuple[Tile, ...]:
+    """Tiles without a split k that a family can run."""
+    warps_m = _WARPS_M if family != 75 else tuple(w for w in _WARPS_M if w >= 32)
+    stages = _STAGES if family != 75 else (2,)
+    found = []
+    for bm, bn, bk, wm, wn, depth in product(
+        _BLOCKS_M, _BLOCKS_N, _SLABS, warps_m, _WARPS_N, stages
+    ):
+        if bm % wm or bn % wn:
+            continue
+        tile = Tile(bm, bn, bk, wm, wn, depth, 1)
+        used = resources(tile, family, 2.0 if widen else 1.0, widen)
+        fits = used.threads <= _MOST_THREADS and used.registers <= _MOST_REGISTERS
+        if fits and used.shared <= shared:
+            found.append(tile)
+    return tuple(found)
+
+
+def predict(layer: Layer, form: MmaForm, shape: ConvShape, tile: Tile, target: Target) -> float:
+    """Predicted microseconds of a tile on the target's device."""
+    return predict_us(gemm_shape(layer, form, shape), tile, device_of(target)).us
+
+
+def gemm_shape(layer: Layer, form: MmaForm, shape: ConvShape) -> GemmShape:
+    """The layer's matrix product as the tile model takes it."""
+    k_bytes = shape.chunks * CHUNK_BYTES
+    skips = [t for i, t in enumerate(layer.inputs) if i != layer.ops[0].refs[0][1]]
+    return GemmShape(
+        m=shape.rows,
+        n=packed_rows(layer),
+        k_bytes=k_bytes,
+        k_ops=shape.chunks * form.channels,
+        a_bytes_unique=_bytes(layer.data),
+        b_bytes=packed_rows(layer) * packed_chunks(shape, form) * CHUNK_BYTES,
+        out_bytes=sum(_bytes(t) for _, t in layer.outputs),
+        skip_bytes=sum(_bytes(t) for t in skips),
+        bits_mma=form.bits,
+        widen=form.widen,
+    )
+
+
+def _bytes(tensor: Tensor) -> int:
+    count = int(np.prod(tensor.physical_shape, dtype=np.int64))
+    return count * np.dtype(tensor.physical_dtype).itemsize
