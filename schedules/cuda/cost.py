@@ -162,7 +162,7 @@ def predict_us(shape: GemmShape, tile: Tile, device: Device) -> Prediction:
     alone = _slowdown(tile.warps)
     busy = max(step.mma * alone, step.shared, step.alu * alone, step.port) + STEP_CYCLES
     fill = SETUP_CYCLES + device.dram_latency_ns * clock / 1e3 + step.port
-    finish, moved = _finish(shape, tile, ctas, device)
+    finish, moved = _finish(shape, tile, device)
     epilogue = finish * alone + moved / PORT_BYTES_CLK + latency
     chain = fill + steps * max(busy, latency / max(1, tile.stages - 1)) + epilogue
 
@@ -219,12 +219,12 @@ def _step(shape: GemmShape, tile: Tile, device: Device) -> _Step:
     )
 
 
-def _finish(shape: GemmShape, tile: Tile, ctas: int, device: Device) -> tuple[float, float]:
-    """Cycles of the integer lanes, and bytes moved, for the outputs of a CTA."""
+def _finish(shape: GemmShape, tile: Tile, device: Device) -> tuple[float, float]:
+    """Cycles of the integer lanes, and bytes moved, for the outputs of a full tile."""
     outputs = tile.bm * tile.bn
     if tile.split_k > 1:
         return outputs * PARTIAL_OPS / device.int_lanes, outputs * WORD_BYTES
-    moved = (shape.out_bytes + shape.skip_bytes) / ctas
+    moved = outputs * (shape.out_bytes + shape.skip_bytes) / shape.outputs
     return outputs * _output_ops(shape) / device.int_lanes, moved
 
 
@@ -245,8 +245,7 @@ def _memory_us(
 
 def _reduce_us(shape: GemmShape, tile: Tile, device: Device) -> float:
     """Time of the kernel that adds the partial sums and requantizes them."""
-    outputs = shape.m * shape.n * shape.groups
-    ops = outputs * (tile.split_k * PARTIAL_OPS + _output_ops(shape))
+    ops = shape.outputs * (tile.split_k * PARTIAL_OPS + _output_ops(shape))
     return _stream_us(_partial_bytes(shape, tile) + shape.skip_bytes + shape.out_bytes, ops, device)
 
 
@@ -275,7 +274,7 @@ def _output_ops(shape: GemmShape) -> float:
 
 
 def _partial_bytes(shape: GemmShape, tile: Tile) -> int:
-    return WORD_BYTES * shape.m * shape.n * shape.groups * tile.split_k
+    return WORD_BYTES * shape.outputs * tile.split_k
 
 
 def _tensor_bytes(shape: GemmShape) -> int:

@@ -63,6 +63,11 @@ class GemmShape:
     groups: int = 1
 
     @property
+    def outputs(self) -> int:
+        """Results of all groups."""
+        return self.m * self.n * self.groups
+
+    @property
     def b_ratio(self) -> float:
         """Bytes of a weight in memory over bytes of the activation that it meets."""
         return self.b_bytes / (self.n * self.groups * self.k_bytes)

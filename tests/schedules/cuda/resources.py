@@ -1,0 +1,56 @@
+"""Compare what nvcc made of a kernel with what the tile model assumed, for SASS gates.
+
+`occupancy_loss` is the gate: the compiled kernel may take other registers than estimated, as long
+as no fewer CTAs fit an SM than predicted.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from tvm_q4.schedules.cuda.cost import Resources, Tile, blocks_per_sm, resources
+from tvm_q4.schedules.cuda.device import Device
+
+
+@dataclass(frozen=True)
+class Usage:
+    """A kernel in a cubin: registers; bytes of stack, static shared memory and local memory."""
+
+    registers: int
+    stack: int
+    shared: int
+    local: int
+
+
+_FUNCTION = re.compile(
+    r"Function (?P<name>\S+):\s+REG:(?P<reg>\d+) STACK:(?P<stack>\d+) "
+    r"SHARED:(?P<shared>\d+) LOCAL:(?P<local>\d+)"
+)
+
+
+def kernel_usage(text: str) -> dict[str, Usage]:
+    """Kernels by name, from what ``cuobjdump --dump-resource-usage`` prints."""
+    return {
+        match["name"]: Usage(*(int(match[key]) for key in ("reg", "stack", "shared", "local")))
+        for match in _FUNCTION.finditer(text)
+    }
+
+
+def occupancy_loss(
+    used: Resources, tile: Tile, device: Device, b_ratio: float = 1.0, widen: bool = False
+) -> str | None:
+    """What a compiled kernel takes too much of, in one line; None where predictions hold.
+
+    Parameters
+    ----------
+    used : Resources
+        Threads of the launch, static plus dynamic shared memory, registers as compiled.
+    tile, device, b_ratio, widen
+        As given to the tile model.
+    """
+    assumed = resources(tile, device.family, b_ratio, widen)
+    wanted, found = blocks_per_sm(assumed, device), blocks_per_sm(used, device)
+    if found >= wanted:
+        return None
+    return f"{found} CTAs an SM of {device.name}, not {wanted}: {used}, assumed {assumed}"
