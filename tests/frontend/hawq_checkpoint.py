@@ -7,9 +7,10 @@ and shapes of a network, float tensors for them, scales and integers derived fro
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,11 +44,14 @@ class Net:
         ]
 
 
+ONE_UNIT = Net((1,), bottleneck=True, widths=(3,), stem=5, classes=4)
 TINY = Net((1, 2), widths=(5, 12), stem=5, classes=7)
 TINY_BOTTLENECK = Net((1, 1), bottleneck=True, widths=(4, 6), stem=8, classes=5)
+TINY_BOTTLENECK_V1_5 = replace(TINY_BOTTLENECK, v1_5=True)
 RESNET18 = Net((2, 2, 2, 2))
 RESNET34 = Net((3, 4, 6, 3))
 RESNET50 = Net((3, 4, 6, 3), bottleneck=True)
+RESNET50B = replace(RESNET50, v1_5=True)
 RESNET101 = Net((3, 4, 23, 3), bottleneck=True)
 
 Shapes = OrderedDict[str, tuple[int, ...]]
@@ -163,7 +167,8 @@ def derive(net: Net, state: OrderedDict[str, Tensor], bits: dict[str, int]) -> N
                 for k in ("conv.weight", "bn.weight", "bn.bias", "bn.running_mean",
                           "bn.running_var")
             )  # fmt: skip
-            factor = gamma / torch.sqrt(var + 1e-5)
+            # torch's own square root, from MKL, is not always rounded correctly.
+            factor = gamma / torch.from_numpy(np.sqrt((var + 1e-5).numpy()))
             weight, bias = w * factor.view(-1, 1, 1, 1), (0 - mean) * factor + beta
             key = f"{name}.convbn_scaling_factor"
         rows = weight.flatten(1)

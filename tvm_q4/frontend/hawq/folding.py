@@ -2,7 +2,8 @@
 
 HAWQ drops the stored integers when it resumes and computes them anew; the float tensors are what a
 checkpoint means. Stored integers are used where they follow from them, which a training that went
-on without a validation breaks. The operations and their order are HAWQ's, with its default options.
+on without a validation breaks. The operations and their order are HAWQ's, with its default options,
+each rounded correctly to float32 (torch's square root on CPUs is not always).
 """
 
 from __future__ import annotations
