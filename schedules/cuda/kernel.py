@@ -293,10 +293,9 @@ class _Packed:
         if not per or (e + 1) % per:
             return
         assert self.range is not None
-        word = self._buffer[e // per]
         ints = [tirx.Cast("int32", v) for v in self.values[-per:]]
-        words.pack(ints, self.bits, self.range.signed, word)
-        self.words.append(word)
+        words.pack(ints, self.bits, self.range.signed, self._buffer, e // per)
+        self.words.append(self._buffer[e // per])
 
 
 def word_index(tensor: Tensor, place: tuple[Any, Any, Any], c0: Any) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from tvm.target import Target
@@ -17,7 +19,7 @@ from tvm_q4.schedules.cuda.kernel import (
     cuda_func,
     padded_channels,
 )
-from tvm_q4.schedules.layer import Layer
+from tvm_q4.schedules.layer import Layer, Tensor
 from tvm_q4.schedules.rule import Params, ScheduleRule
 
 THREADS = 256
@@ -54,9 +56,20 @@ class SingleSetting(ScheduleRule):
         """Emit the function's body."""
 
 
-def _bytes(tensor: object) -> int:
-    shape, dtype = tensor.physical_shape, tensor.physical_dtype  # type: ignore[attr-defined]
-    return int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+def _bytes(tensor: Tensor) -> int:
+    count = np.prod(tensor.physical_shape, dtype=np.int64)
+    return int(count) * np.dtype(tensor.physical_dtype).itemsize
+
+
+def launch(kernel: CudaKernel, total: int, work: Callable[[Any], None]) -> None:
+    """Fill the halos, and emit ``work(thread)`` for `total` threads of the grid."""
+    blocks = -(-total // THREADS)
+    with T.launch_thread("blockIdx.x", blocks) as bx:
+        with T.launch_thread("threadIdx.x", THREADS) as tx:
+            thread = T.Bind(bx * THREADS + tx)
+            kernel.fill_halos(thread, blocks * THREADS)
+            with T.If(thread < total), T.Then():
+                work(thread)
 
 
 class PerGroup(SingleSetting):
@@ -65,17 +78,14 @@ class PerGroup(SingleSetting):
     def emit(self, kernel: CudaKernel) -> None:
         n, _, h, w = kernel.layer.shape
         groups = padded_channels(kernel.layer) // GROUP
-        total = n * h * w * groups
-        blocks = -(-total // THREADS)
-        with T.launch_thread("blockIdx.x", blocks) as bx:
-            with T.launch_thread("threadIdx.x", THREADS) as tx:
-                thread = T.Bind(bx * THREADS + tx)
-                kernel.fill_halos(thread, blocks * THREADS)
-                with T.If(thread < total), T.Then():
-                    pixel = T.Bind(thread // groups)
-                    place = (pixel // (h * w), pixel // w % h, pixel % w)
-                    self.group(kernel, place, T.Bind(thread % groups * GROUP))
+
+        def work(thread: Any) -> None:
+            pixel = T.Bind(thread // groups)
+            place = (pixel // (h * w), pixel // w % h, pixel % w)
+            self.group(kernel, place, T.Bind(thread % groups * GROUP))
+
+        launch(kernel, n * h * w * groups, work)
 
     @abstractmethod
-    def group(self, kernel: CudaKernel, place: tuple, c0: object) -> None:
+    def group(self, kernel: CudaKernel, place: tuple[Any, Any, Any], c0: Any) -> None:
         """Emit the work of one thread: channels ``c0 .. c0 + GROUP - 1`` of the pixel `place`."""

@@ -13,10 +13,16 @@ from tvm_q4.quant import IntRange
 from tvm_q4.schedules.layout import WORD_BITS
 
 
-def element(word: Any, index: int, bits: int, signed: bool) -> Any:
-    """Element `index` of an int32 word, as int32."""
+def element(word: Any, index: Any, bits: int, signed: bool) -> Any:
+    """Element `index` (an int or an expression) of an int32 word, as int32."""
     if bits == WORD_BITS:
         return word
+    if not isinstance(index, int):
+        mask = tirx.const((1 << bits) - 1, "int32")
+        if not signed:
+            return (word >> (index * bits)) & mask
+        top = tirx.const(WORD_BITS - bits, "int32")
+        return (word << (top - index * bits)) >> top
     low = index * bits
     if signed:
         high = WORD_BITS - bits - low
@@ -32,29 +38,29 @@ def saturates(values: IntRange, bits: int) -> bool:
     return bits in (4, 8) and (values.lo, values.hi) == (low, high)
 
 
-def pack(values: list[Any], bits: int, signed: bool, word: Any) -> None:
+def pack(values: list[Any], bits: int, signed: bool, buffer: Any, index: int) -> None:
     """Pack int32 values into a word, the first in the lowest bits.
 
     Parameters
     ----------
     values : list of expression
         ``32 / bits`` values; of 4 and 8 bits they are limited to the type's range.
-    word : BufferLoad
-        Element of a uint32 buffer in registers, which gets the word.
+    buffer : Buffer
+        uint32 buffer in registers; its element `index` gets the word.
     """
     if bits == WORD_BITS:
-        T.buffer_store(word.buffer, tirx.Cast("uint32", values[0]), word.indices)
+        T.buffer_store(buffer, tirx.Cast("uint32", values[0]), [index])
         return
     if bits == 16:
         low, high = (tirx.Cast("uint32", v) for v in values)
         mask, up = tirx.const(0xFFFF, "uint32"), tirx.const(16, "uint32")
-        T.buffer_store(word.buffer, (low & mask) | (high << up), word.indices)
+        T.buffer_store(buffer, (low & mask) | (high << up), [index])
         return
     kind = getattr(ptx.cvt_pack.sat, f"{'s' if signed else 'u'}{bits}").s32.b32
     rest: Any = tirx.const(0, "uint32")
     for i in range(len(values) - 2, -1, -2):
-        T.evaluate(kind(word, values[i + 1], values[i], rest))
-        rest = word
+        T.evaluate(kind(buffer[index], values[i + 1], values[i], rest))
+        rest = buffer[index]
 
 
 def repeated(value: int, bits: int) -> int:
