@@ -1,4 +1,4 @@
-"""Data movement on integer tensors on CPUs: crops, pads, flattens, and the import of plain input."""
+"""Data movement on integer tensors on CPUs: crop, pad, flatten, and the import of plain input."""
 
 from __future__ import annotations
 
