@@ -1,6 +1,7 @@
 """tvm-q4: quantization-aware-trained ResNets to integer-only libraries, on Apache TVM.
 
-The names in ``__all__`` are the Python form of the command line's verbs. They load on first use, so
+The names in ``__all__`` are the Python form of the command line's verbs, ``quantize_model`` being
+that of ``quantize``: `tvm_q4.quantize` is the package with its parts. They load on first use, so
 that ``import tvm_q4`` costs nothing and running a library needs neither torch nor xgboost.
 """
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from tvm_q4.inference import run_file as run
     from tvm_q4.inspection import inspect
     from tvm_q4.library import Library, load
+    from tvm_q4.quantize import quantize_model
     from tvm_q4.verification import verify
 
 __all__ = [
@@ -49,6 +51,7 @@ __all__ = [
     "inspect",
     "load",
     "load_model",
+    "quantize_model",
     "run",
     "verify",
 ]
@@ -66,6 +69,7 @@ _LAZY = {
     "inspect": ("tvm_q4.inspection", "inspect"),
     "load": ("tvm_q4.library", "load"),
     "load_model": ("tvm_q4.frontend", "load_model"),
+    "quantize_model": ("tvm_q4.quantize", "quantize_model"),
     "run": ("tvm_q4.inference", "run_file"),
     "verify": ("tvm_q4.verification", "verify"),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,10 @@ class Dataset:
     count: int
     read: Callable[[int, int], NDArray]
     labels: NDArray[np.int64] | None
+
+    def take(self, indices: Iterable[int]) -> NDArray:
+        """Inputs [len(indices), C, H, W] of the images at `indices`, in that order."""
+        return np.concatenate([self.read(int(i), int(i) + 1) for i in indices])
 
     def batches(self, size: int, limit: int | None = None) -> Iterator[tuple[int, NDArray]]:
         """Position of the first image and inputs of up to `size` images, over the first `limit`."""

@@ -71,14 +71,14 @@ def test_bad_output_paths(program, tmp_path):
 
 def test_files_that_are_no_programs(program, tmp_path):
     path = tmp_path / "net.pt2"
-    with pytest.raises(InputError, match=r"not a \.pt2 program"):
+    with pytest.raises(InputError, match="cannot be read"):
         load_program(path)
     path.write_text("hello")
-    with pytest.raises(InputError, match=r"not a \.pt2 program"):
+    with pytest.raises(InputError, match=r"is not a \.pt2 file"):
         load_program(path)
     save_program(program, path)
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(InputError, match=r"not a \.pt2 program"):
+    with pytest.raises(InputError, match=r"truncated|not a readable"):
         load_program(path)
 
 

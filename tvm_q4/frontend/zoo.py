@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import logging
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +24,7 @@ from torch.export import ExportedProgram
 from tvm_q4.errors import InputError
 from tvm_q4.frontend.torch_export import import_exported
 from tvm_q4.quantize.config import BitConfig, load_bit_config
+from tvm_q4.quiet import quiet_torch
 
 _BATCH = 2
 
@@ -106,7 +105,7 @@ def build_program(name: str, config: BitConfig | None, seed: int = 0) -> Exporte
         Seed of weights, statistics and calibration data.
     """
     size = ZOO[name].size
-    with _one_thread(), torch.random.fork_rng(devices=[]), _quiet():
+    with _one_thread(), torch.random.fork_rng(devices=[]), quiet_torch():
         torch.manual_seed(seed)
         network = build_network(name)
         _settle_statistics(network, torch.randn(_BATCH, 3, size, size))
@@ -179,19 +178,3 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the import-time remarks of torch, torchao and torchvision off standard error."""
-    loggers = [logging.getLogger(n) for n in ("torch", "torchao")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)

@@ -10,6 +10,7 @@ from typing import Any
 
 from tvm_q4.errors import EnvironmentMismatch
 from tvm_q4.quantize.config import PRESETS, BitConfig, LayerBits, load_bit_config
+from tvm_q4.quiet import quiet_torch
 
 _LAZY = {
     "Q4Quantizer": "tvm_q4.quantize.quantizer",
@@ -18,6 +19,9 @@ _LAZY = {
     "prepare_qat": "tvm_q4.quantize.qat",
     "load_program": "tvm_q4.quantize.program",
     "save_program": "tvm_q4.quantize.program",
+    "TrainingOptions": "tvm_q4.quantize.training",
+    "train_qat": "tvm_q4.quantize.training",
+    "quantize_model": "tvm_q4.quantize.workflow",
 }
 
 __all__ = [
@@ -25,12 +29,15 @@ __all__ = [
     "BitConfig",
     "LayerBits",
     "Q4Quantizer",
+    "TrainingOptions",
     "convert",
     "load_bit_config",
     "load_program",
     "prepare_qat",
+    "quantize_model",
     "quantize_ptq",
     "save_program",
+    "train_qat",
 ]
 
 
@@ -39,7 +46,8 @@ def __getattr__(name: str) -> Any:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
     try:
-        return getattr(importlib.import_module(_LAZY[name]), name)
+        with quiet_torch():
+            return getattr(importlib.import_module(_LAZY[name]), name)
     except ModuleNotFoundError as error:
         if error.name not in ("torch", "torchao"):
             raise

@@ -1,7 +1,12 @@
-"""Fake quantization with learned step sizes, for quantization-aware training.
+"""Fake quantization for quantization-aware training: learned step sizes, or observed ranges.
 
-Method: Esser et al., "Learned Step Size Quantization", ICLR 2020 (gradient of the step, and its
-scale ``1 / sqrt(values * quant_max)``). The step starts where an observer of `observers` puts it.
+Learned: Esser et al., "Learned Step Size Quantization", ICLR 2020 (gradient of the step, and its
+scale ``1 / sqrt(values * quant_max)``, values being those of one weight channel or of one image,
+section 2.2). The step starts where an observer of `observers` puts it.
+
+Observed: PT2E's `FakeQuantize` over `MovingAverageObserver` (Jacob et al., "Quantization and
+Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", CVPR 2018,
+section 3.1), on the same grids.
 """
 
 from __future__ import annotations
@@ -13,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torchao.quantization.pt2e import FakeQuantizeBase
 
+from tvm_q4.quantize.observers import LimitObserver
+
 _MIN_SCALE = float(torch.finfo(torch.float32).eps)
 
 
@@ -20,11 +27,13 @@ class _LearnedStep(torch.autograd.Function):
     """``clamp(round(x / scale)) * scale`` with a straight-through gradient for both inputs."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:  # type: ignore[no-untyped-def]
+    def forward(  # type: ignore[no-untyped-def]
+        ctx, x: Tensor, scale: Tensor, low: int, high: int, values: int
+    ) -> Tensor:
         ratio = x / scale
         rounded = ratio.round().clamp_(low, high)
         ctx.save_for_backward(ratio, rounded, scale)
-        ctx.range = (low, high)
+        ctx.range, ctx.values = (low, high), values
         return rounded * scale
 
     @staticmethod
@@ -33,9 +42,9 @@ class _LearnedStep(torch.autograd.Function):
         low, high = ctx.range
         inside = grad * ((ratio >= low) & (ratio <= high))
         per_value = grad * rounded - inside * ratio
-        share = 1.0 / (ratio.numel() / scale.numel() * high) ** 0.5
+        share = 1.0 / (ctx.values * high) ** 0.5
         grad_scale = per_value.sum_to_size(scale.shape) * share
-        return inside, grad_scale.to(scale.dtype), None, None
+        return inside, grad_scale.to(scale.dtype), None, None, None
 
 
 class LearnedStepFakeQuantize(FakeQuantizeBase):
@@ -78,4 +87,17 @@ class LearnedStepFakeQuantize(FakeQuantizeBase):
         scale = self.scale.clamp_min(_MIN_SCALE).to(x.dtype)
         if self.qscheme == torch.per_channel_symmetric:
             scale = scale.reshape(-1, *[1] * (x.ndim - 1))
-        return _LearnedStep.apply(x, scale, self.quant_min, self.quant_max)
+        values = x[0].numel()
+        return _LearnedStep.apply(x, scale, self.quant_min, self.quant_max, values)
+
+
+class MovingAverageObserver(LimitObserver):
+    """The largest magnitude of a batch, averaged over batches."""
+
+    _SHARE = 0.01
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Observe `x` and return it."""
+        now = self.magnitude(x)
+        self.limit = now if self.limit.numel() == 0 else self.limit.lerp(now, self._SHARE)
+        return x

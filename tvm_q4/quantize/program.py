@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
 import re
 import tempfile
-import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +13,8 @@ import torch
 from torch.export import ExportedProgram
 
 from tvm_q4.errors import InputError
+from tvm_q4.frontend.pt2_file import METADATA_FILE, read_pt2
 
-METADATA_FILE = "tvm_q4.json"
 _TRACED_FILE = re.compile(r'File "([^"]+)"')
 
 
@@ -66,19 +63,11 @@ def load_program(path: str | Path) -> tuple[ExportedProgram, dict[str, Any]]:
     Raises
     ------
     InputError
-        If the file is missing or is not a program of ``torch.export.save``.
+        If the file is missing, is not a program of ``torch.export.save``, or could run code; see
+        `tvm_q4.frontend.pt2_file`.
     """
-    msg = f"'{path}' is not a .pt2 program of torch.export.save (missing, truncated or other)"
-    if not zipfile.is_zipfile(path):
-        raise InputError(msg)
-    files = {METADATA_FILE: ""}
-    try:
-        with _quiet("torch.export"):
-            program = torch.export.load(path, extra_files=files)
-    except Exception as error:
-        raise InputError(msg) from error
-    text = files[METADATA_FILE]
-    return program, json.loads(text) if text else {}
+    file = read_pt2(path)
+    return file.program, file.metadata
 
 
 def _shorten_traces(program: ExportedProgram) -> None:
@@ -98,15 +87,3 @@ def _short_name(path: str) -> str:
         if root in path:
             return path.split(root, 1)[1]
     return Path(path).name
-
-
-@contextlib.contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    """Silence a logger: torch logs a traceback before it raises."""
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -1,4 +1,4 @@
-"""Quantization-aware training: a graph to train on, with learned scales (`prepare_qat`)."""
+"""Quantization-aware training: a graph to train on, with fake quantizers (`prepare_qat`)."""
 
 from __future__ import annotations
 
@@ -8,17 +8,38 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
-from torchao.quantization.pt2e import move_exported_model_to_eval, move_exported_model_to_train
+from torchao.quantization.pt2e import (
+    FakeQuantize,
+    move_exported_model_to_eval,
+    move_exported_model_to_train,
+)
 from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e, prepare_qat_pt2e
 
-from tvm_q4.errors import UnsupportedError
+from tvm_q4.errors import InputError, UnsupportedError
+from tvm_q4.quantize import graph as g
 from tvm_q4.quantize.config import BitConfig, load_bit_config
-from tvm_q4.quantize.fake_quantize import LearnedStepFakeQuantize
+from tvm_q4.quantize.fake_quantize import LearnedStepFakeQuantize, MovingAverageObserver
 from tvm_q4.quantize.observers import MseObserver, MseWeightObserver
 from tvm_q4.quantize.ptq import calibrate, capture, dynamic_example
 from tvm_q4.quantize.quantizer import Q4Quantizer
 
+Method = Literal["lsq", "fake-quantize"]
+
 _PT2E_EPS = 1e-5
+_TRAINING_ARGUMENT = 5
+"""Position of batch_norm's training flag."""
+
+_FAKE_QUANTIZERS = {
+    "lsq": (
+        LearnedStepFakeQuantize.with_args(observer=MseWeightObserver),
+        LearnedStepFakeQuantize.with_args(observer=MseObserver),
+    ),
+    "fake-quantize": (
+        FakeQuantize.with_args(observer=MovingAverageObserver),
+        FakeQuantize.with_args(observer=MovingAverageObserver),
+    ),
+}
+"""For weights and for activations, by method."""
 
 
 def prepare_qat(
@@ -27,6 +48,7 @@ def prepare_qat(
     calibration_batches: Iterable[Tensor],
     config: BitConfig | str,
     *,
+    method: Method = "lsq",
     batch_norm: Literal["fold", "train"] = "fold",
     residual_bits: int = 8,
 ) -> GraphModule:
@@ -38,6 +60,8 @@ def prepare_qat(
         Trained float network. Its parameters are copied. A program can only be folded.
     example_inputs, calibration_batches, config, residual_bits
         As in `quantize_ptq`; the batches give the first scales.
+    method : {"lsq", "fake-quantize"}
+        "lsq" learns the scales, "fake-quantize" takes them from moving averages of the ranges.
     batch_norm : {"fold", "train"}
         "fold" folds batch normalisation into the convolutions before training: what is trained is
         what is deployed, and a step costs half. "train" keeps it, with batch statistics, and
@@ -46,8 +70,8 @@ def prepare_qat(
     Returns
     -------
     GraphModule
-        All parameters, the scales of the quantizers included, are trainable. Do not call its
-        ``train`` or ``eval``.
+        All parameters, with "lsq" the scales of the quantizers included, are trainable. Do not
+        call its ``train`` or ``eval``.
 
     Raises
     ------
@@ -56,12 +80,10 @@ def prepare_qat(
     InputError
         As `quantize_ptq`.
     """
-    quantizer = Q4Quantizer(
-        load_bit_config(config),
-        LearnedStepFakeQuantize.with_args(observer=MseWeightObserver),
-        LearnedStepFakeQuantize.with_args(observer=MseObserver),
-        residual_bits,
-    )
+    if method not in _FAKE_QUANTIZERS:
+        msg = f"method is {method!r}; use one of {', '.join(_FAKE_QUANTIZERS)}"
+        raise InputError(msg)
+    quantizer = Q4Quantizer(load_bit_config(config), *_FAKE_QUANTIZERS[method], residual_bits)
     folded = batch_norm == "fold"
     if not folded:
         _check_trainable(model)
@@ -78,6 +100,14 @@ def prepare_qat(
     for parameter in prepared.parameters():
         parameter.requires_grad_(True)
     return prepared
+
+
+def freeze_batch_norm(prepared: GraphModule) -> None:
+    """Let batch normalisation use its running statistics from now on, and not change them."""
+    for node in prepared.graph.nodes:
+        if g.called(node, g.BATCH_NORMS):
+            node.update_arg(_TRAINING_ARGUMENT, False)
+    prepared.recompile()
 
 
 def _check_trainable(model: nn.Module | ExportedProgram) -> None:

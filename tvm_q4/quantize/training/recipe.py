@@ -1,0 +1,120 @@
+"""Quantization-aware training of a float model, from calibration to program (`train_qat`)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.fx import GraphModule
+
+from tvm_q4.data import Dataset
+from tvm_q4.errors import InputError
+from tvm_q4.quantize.config import BitConfig, load_bit_config
+from tvm_q4.quantize.ptq import capture, convert, dynamic_example
+from tvm_q4.quantize.qat import Method, freeze_batch_norm, prepare_qat
+from tvm_q4.quantize.training.options import TrainingOptions
+from tvm_q4.quantize.training.trainer import EpochResult, train
+
+
+def train_qat(
+    model: nn.Module | ExportedProgram,
+    example_inputs: tuple[Tensor, ...],
+    calibration_batches: Iterable[Tensor],
+    train_data: Dataset,
+    config: BitConfig | str,
+    options: TrainingOptions | None = None,
+    *,
+    method: Method = "lsq",
+    batch_norm: Literal["fold", "train"] = "fold",
+    bn_freeze_epoch: int | None = None,
+    residual_bits: int = 8,
+    checkpoint: Path | None = None,
+    progress: bool | None = None,
+) -> tuple[ExportedProgram, list[EpochResult]]:
+    """Train a float model with its quantization and return the quantized program.
+
+    Parameters
+    ----------
+    model : nn.Module or ExportedProgram
+        Trained float network; it is left as it is, and is the teacher of a distillation.
+    example_inputs, calibration_batches, config, residual_bits
+        As in `quantize_ptq`; the batches give the first scales.
+    train_data : Dataset
+        Network inputs with labels.
+    options : TrainingOptions, optional
+    method, batch_norm
+        As in `prepare_qat`.
+    bn_freeze_epoch : int, optional
+        With ``batch_norm="train"``, the epoch (from 0) from which on batch normalisation uses its
+        running statistics; never where None.
+    checkpoint, progress
+        As in `tvm_q4.quantize.training.train`.
+
+    Returns
+    -------
+    ExportedProgram
+        As of `quantize_ptq`.
+    list of EpochResult
+
+    Raises
+    ------
+    InputError
+        As `prepare_qat` and `train`, or if the labels do not fit the network's output.
+    UnsupportedError
+        As `prepare_qat`.
+    """
+    options, config = options or TrainingOptions(), load_bit_config(config)
+    example_inputs = dynamic_example(model, example_inputs)
+    prepared = prepare_qat(
+        model, example_inputs, calibration_batches, config,
+        method=method, batch_norm=batch_norm, residual_bits=residual_bits,
+    )  # fmt: skip
+    teacher = capture(model, example_inputs)
+    _check_labels(teacher, example_inputs, train_data)
+    settings = {
+        "model": _digest(model),
+        "config": config.to_dict(),
+        "method": method,
+        "batch_norm": batch_norm,
+        "bn_freeze_epoch": bn_freeze_epoch,
+        "residual_bits": residual_bits,
+    }
+
+    def begin_epoch(epoch: int) -> None:
+        if bn_freeze_epoch is not None and epoch >= bn_freeze_epoch:
+            freeze_batch_norm(prepared)
+
+    history = train(
+        prepared, train_data, options, teacher=teacher, checkpoint=checkpoint, settings=settings,
+        on_epoch=begin_epoch, progress=progress,
+    )  # fmt: skip
+    return convert(prepared, example_inputs), history
+
+
+def _check_labels(teacher: GraphModule, example_inputs: tuple[Tensor, ...], data: Dataset) -> None:
+    with torch.no_grad():
+        logits = teacher(*example_inputs)
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        msg = "the network's output is not [N, classes]; only classifiers can be trained"
+        raise InputError(msg)
+    classes = logits.shape[1]
+    if data.labels is not None and data.labels.max() >= classes:
+        msg = f"label {data.labels.max()} of the training data is not among the network's {classes}"
+        raise InputError(f"{msg} classes (0..{classes - 1})")
+
+
+def _digest(model: nn.Module | ExportedProgram) -> str:
+    """Return a hash of the float model's parameters and statistics."""
+    state: dict[str, Any] = (
+        model.state_dict() if isinstance(model, nn.Module) else dict(model.state_dict)
+    )
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(name.encode())
+        digest.update(state[name].detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
