@@ -57,7 +57,8 @@ def _reason(call: relax.Call, made: dict[relax.Var, relax.Expr]) -> str:
     quantized = all(_is_dequantized(made.get(v)) for v in variables(call))
     if name in _LAYERS and quantized:
         wide = any(_bits(made[v]) > 8 for v in variables(call))
-        return f"its {'input has more than 8 bits' if wide else 'weight is not quantized'}"
+        weight = "weight is not quantized, or not to int8 around its zero point"
+        return f"its {'input has more than 8 bits' if wide else weight}"
     if name in _LAYERS:
         return "its input is not quantized"
     if name == "relax.nn.batch_norm":

@@ -15,7 +15,7 @@ from tvm import relax
 
 from tvm_q4 import ops
 from tvm_q4.errors import NumericsError
-from tvm_q4.quant import INT32_MAX, INT32_MIN
+from tvm_q4.quant import INT32_MAX, INT32_MIN, IntRange
 from tvm_q4.ranges import value_ranges
 from tvm_q4.relay_passes._rewrite import dataflow_bindings, dtype_of, op_name
 from tvm_q4.relay_passes.qdq_rules.movement import MOVEMENTS
@@ -49,15 +49,10 @@ class _Checker:
 
     def layer(self, call: relax.Call) -> Bound:
         """Accumulators of a convolution or linear layer."""
-        x, weight, bias = call.args[0], ops.const_array(call.args[1]), ops.const_array(call.args[2])
-        rows = np.abs(weight.reshape(len(weight), -1).astype(np.int64)).sum(axis=1)
-        r = self.ranges[x]
-        largest = max(r.max_abs, abs(int(call.attrs["zero_point"])))
-        shifted = _SHIFTED if r.signed and dtype_of(x) == "int8" else largest
-        constant = np.abs(bias.astype(np.int64))
+        r = self.ranges[call.args[0]]
         remedy = "use smaller weights, fewer bits or a smaller bias"
-        _fits(rows * shifted + constant, INT32_MAX, call, "the accumulator", "int32", remedy)
-        return rows * largest + constant
+        _fits(layer_bound(call, r), INT32_MAX, call, "the accumulator", "int32", remedy)
+        return _accumulated(call, max(r.max_abs, abs(int(call.attrs["zero_point"]))))
 
     def moved(self, call: relax.Call) -> Bound:
         """Data movement: one bound for all channels, with the padded value."""
@@ -125,6 +120,20 @@ _RULES: dict[str, Callable[[_Checker, relax.Call], Bound]] = {
     "q4.add": _Checker.add,
     "q4.max_pool2d": lambda self, call: self.bound(call.args[0]),
 }
+
+
+def _accumulated(call: relax.Call, largest: int) -> Bound:
+    """``sum_k |w[o, k]| * largest + |bias[o]|`` of a layer."""
+    weight, bias = (ops.const_array(a) for a in call.args[1:3])
+    rows = np.abs(weight.reshape(len(weight), -1).astype(np.int64)).sum(axis=1)
+    return rows * largest + np.abs(bias.astype(np.int64))
+
+
+def layer_bound(call: relax.Call, values: IntRange) -> Bound:
+    """Largest value [O] that a kernel of a layer may reach on data in the range `values`."""
+    largest = max(values.max_abs, abs(int(call.attrs["zero_point"])))
+    shifted = values.signed and dtype_of(call.args[0]) == "int8"
+    return _accumulated(call, _SHIFTED if shifted else largest)
 
 
 def _flat(const: relax.Expr) -> NDArray[np.int64]:

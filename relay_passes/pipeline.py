@@ -25,7 +25,9 @@ from tvm import relax
 from tvm.target import Target
 
 from tvm_q4.errors import InputError
+from tvm_q4.relay_passes.bind_float_kernels import bind_float_kernels
 from tvm_q4.relay_passes.check_overflow import CheckOverflow
+from tvm_q4.relay_passes.drop_dead_channels import DropDeadChannels
 from tvm_q4.relay_passes.fold_batch_norm import FoldBatchNorm
 from tvm_q4.relay_passes.fold_requantize import FoldRequantize
 from tvm_q4.relay_passes.fold_weight_quantize import FoldWeightQuantize
@@ -40,6 +42,7 @@ INTEGER_PHASES = (
     ("fold-batch-norm", FoldBatchNorm),
     ("qdq-to-integer", QdqToInteger),
     ("fold-requantize", FoldRequantize),
+    ("drop-dead-channels", DropDeadChannels),
     ("check-overflow", CheckOverflow),
 )
 """Name and pass of each phase. Weights are folded first: batch norms then find integers."""
@@ -144,7 +147,9 @@ def to_kernels(
 def to_vm(
     mod: tvm.IRModule, target: Target, *, suffix: str = "", dump_dir: str | Path | None = None
 ) -> tuple[tvm.IRModule, int]:
-    """Bring a module of stage "kernels" to the virtual machine; `suffix` names its dump.
+    """Bring a module of stage "kernels" to the virtual machine.
+
+    `suffix` ends the names of float kernels for CUDA, and of the dump.
 
     Returns
     -------
@@ -152,6 +157,8 @@ def to_vm(
         The module, ready for ``relax.build`` without a pipeline, and the bytes of planned memory.
     """
     with target:
+        if target.kind.name == "cuda":
+            mod = bind_float_kernels(_T.LegalizeOps()(mod), target, suffix)
         mod = tvm.transform.Sequential([phase() for phase in CALL_PHASES])(mod)
         mod = PlanMemory(mod)
         _dump(mod, dump_dir, _MEMORY, f"plan-memory{suffix}")

@@ -30,12 +30,16 @@ _TVM_NAMES = {
     "default_tir_pipeline": ("tvm.s_tir.pipeline", "default_s_tir_pipeline"),
     "finalize_device_passes": ("tvm.tirx.compilation_pipeline", "finalize_device_passes"),
     "finalize_host_passes": ("tvm.tirx.compilation_pipeline", "finalize_host_passes"),
+    "dlight": ("tvm.s_tir", "dlight"),
     "find_cpp_compiler": ("tvm.support.cc", "get_cc"),  # tvm.contrib.cc once
+    "find_libtvm_runtime": ("tvm.libinfo", "find_libtvm_runtime"),
     "llvm_get_cpu_features": ("tvm.target.codegen", "llvm_get_cpu_features"),
     "llvm_get_system_cpu": ("tvm.target.codegen", "llvm_get_system_cpu"),
     "llvm_is_valid_cpu": ("tvm.target.codegen", "llvm_is_valid_cpu"),
+    "mutator": ("tvm.relax.expr_functor", "mutator"),
     "ptx": ("tvm.script.tirx", "ptx"),
     "ptx_mma": ("tvm.backend.cuda.op", "ptx_legacy_mma"),  # T.ptx_legacy.mma in scripts
+    "PyExprMutator": ("tvm.relax.expr_functor", "PyExprMutator"),
     "register_op": ("tvm.ir._ffi_api", "RegisterOp"),
     "register_tir_pipeline": ("tvm.tirx.compilation_pipeline", "register_tir_pipeline"),
     "s_tir": ("tvm", "s_tir"),  # tvm.tir until 0.23

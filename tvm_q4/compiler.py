@@ -14,16 +14,17 @@ from tvm import relax
 from tvm.target import Target
 
 from tvm_q4.errors import CheckFailed, UnsupportedError
-from tvm_q4.metadata import build_metadata
+from tvm_q4.cuda_target import CudaTarget
+from tvm_q4.metadata import EntrySet, build_metadata
 from tvm_q4.model_hash import model_hash
 from tvm_q4.progress import ProgressBar
 from tvm_q4.relay_passes.check_integer_only import check_integer_only
 from tvm_q4.relay_passes.integer_output import IntegerOutput
 from tvm_q4.relay_passes.lower_to_tir import Lowered
 from tvm_q4.relay_passes.pipeline import to_fused, to_integer, to_kernels, to_vm
-from tvm_q4.schedules.cpu import RULES
 from tvm_q4.targets import parse_target, target_arch
 from tvm_q4.tuning_logs.records import best_records
+from tvm_q4.variants import Variant, describe, variants
 
 if TYPE_CHECKING:
     from tvm_q4.library import Library
@@ -57,7 +58,7 @@ class Compiled:
 def compile_model(
     model: Any,
     *,
-    target: str | Target = "llvm",
+    target: str | Target | CudaTarget = "llvm",
     batch: int | None = None,
     image_size: tuple[int, int] | None = None,
     tuning_log: Sequence[str | Path] = (),
@@ -77,8 +78,9 @@ def compile_model(
     ----------
     model : str, Path, torch.export.ExportedProgram or tvm.IRModule
         A ``.pt2`` file, recipe folder, ``zoo:NAME@CONFIG``, or a program or module in memory.
-    target : str or tvm.target.Target
-        ``llvm`` (this CPU), a TVM target tag or a JSON object.
+    target : str, tvm.target.Target or CudaTarget
+        ``llvm`` (this CPU), ``cuda:sm_75,sm_80``, a device as ``nvidia/nvidia-t4``, a TVM target
+        tag or a JSON object.
     batch : int, optional
         Images a run; the model's own where None.
     image_size : (int, int), optional
@@ -104,7 +106,7 @@ def compile_model(
     Returns
     -------
     Library
-        The library, loaded.
+        The library; loaded, unless it is for another machine (CUDA where there is no device).
 
     Raises
     ------
@@ -155,7 +157,7 @@ def _load(
 
 def compile_module(
     mod: tvm.IRModule,
-    target: Target,
+    target: Target | CudaTarget,
     options: Options = _DEFAULTS,
     bar: ProgressBar | None = None,
 ) -> Compiled:
@@ -168,7 +170,6 @@ def compile_module(
     CheckFailed
         If `strict_log` is asked for and a layer has no record.
     """
-    records = best_records(options.tuning_log, target_arch(target))
     bar = bar or ProgressBar("compile", len(STEPS), show=False)
     bar.step("integers")
     integer = to_integer(mod, dump_dir=options.dump_ir)
@@ -180,16 +181,52 @@ def compile_module(
     bar.advance()
     bar.step("kernels")
     fused = to_fused(integer, dump_dir=options.dump_ir)
-    lowered = to_kernels(fused, target, list(RULES), records.get, dump_dir=options.dump_ir)
-    if options.strict_log:
-        _check_strict(lowered, target)
+    lowered = [(v, _lower(fused, v, options)) for v in variants(target)]
     bar.advance()
     bar.step("machine code")
-    vm_module, arena = to_vm(lowered.mod, target, dump_dir=options.dump_ir)
-    executable = relax.build(vm_module, target=target, relax_pipeline=tvm.transform.Sequential([]))
+    entries, executable = _build(lowered, options)
     bar.advance()
-    facts = {"sha256": digest, "arena_bytes": arena, "float_ops": float_ops}
-    return Compiled(executable, build_metadata(integer, fused, lowered, target, facts))
+    facts = {"sha256": digest, "float_ops": float_ops}
+    return Compiled(executable, build_metadata(integer, fused, entries, describe(target), facts))
+
+
+def _lower(fused: tvm.IRModule, variant: Variant, options: Options) -> Lowered:
+    """Kernels of one entry set."""
+    records = best_records(options.tuning_log, target_arch(variant.target))
+    lowered = to_kernels(
+        fused,
+        variant.target,
+        variant.rules,
+        records.get,
+        suffix=variant.suffix,
+        dump_dir=options.dump_ir,
+    )
+    if options.strict_log:
+        _check_strict(lowered, variant.target)
+    return lowered
+
+
+def _build(lowered: list[tuple[Variant, Lowered]], options: Options) -> tuple[list[EntrySet], Any]:
+    """The entry sets with their planned memory, and one executable that holds them all."""
+    functions: dict[tvm.ir.GlobalVar, Any] = {}
+    entries = []
+    for variant, one in lowered:
+        mod, arena = to_vm(one.mod, variant.target, suffix=variant.suffix, dump_dir=options.dump_ir)
+        functions |= dict(mod.functions)
+        entries.append(EntrySet(variant, one, arena))
+    target = entries[-1].variant.target
+    passes = "default"
+    if target.kind.name == "cuda":
+        from tvm_q4.schedules.cuda.pipeline import tir_pipeline
+
+        passes = tir_pipeline()
+    executable = relax.build(
+        tvm.IRModule(functions, attrs=lowered[-1][1].mod.attrs),
+        target=target,
+        relax_pipeline=tvm.transform.Sequential([]),
+        tir_pipeline=passes,
+    )
+    return entries, executable
 
 
 def _check_strict(lowered: Lowered, target: Target) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -16,15 +17,25 @@ from tvm_q4.model_report import MODEL_FACTS
 from tvm_q4.relay_passes._rewrite import dataflow_bindings
 from tvm_q4.relay_passes.lower_to_tir import Lowered, LoweredCall, has_quantized_input
 from tvm_q4.schedules.layer import Tensor
+from tvm_q4.variants import Variant
 
 FORMAT, VERSION = "tvm-q4/library", 1
+
+
+@dataclass(frozen=True)
+class EntrySet:
+    """A compiled entry set: its variant, its calls, and the bytes of its planned memory."""
+
+    variant: Variant
+    lowered: Lowered
+    arena_bytes: int
 
 
 def build_metadata(
     integer: tvm.IRModule,
     fused: tvm.IRModule,
-    lowered: Lowered,
-    target: Target,
+    entries: list[EntrySet],
+    target: dict[str, Any],
     facts: dict[str, Any],
 ) -> dict[str, Any]:
     """Metadata of one compiled library.
@@ -33,29 +44,28 @@ def build_metadata(
     ----------
     integer, fused : tvm.IRModule
         The module before and after ``FuseEpilogue``.
-    lowered : Lowered
-    target : tvm.target.Target
+    entries : list of EntrySet
+        One, or one a CUDA family: the newest one's layers stand at the top level too.
+    target : dict
+        As `tvm_q4.variants.describe` gives it.
     facts : dict
-        ``sha256`` of the model, ``arena_bytes``, ``float_ops`` and what else the driver knows.
+        ``sha256`` of the model, ``float_ops`` and what else the driver knows.
     """
+    families = [_family(entry) for entry in entries if entry.variant.family is not None]
     meta = model_meta(integer)
     return {
         "format": FORMAT,
         "version": VERSION,
         "model": {k: meta.get(k) for k in MODEL_FACTS} | {"sha256": facts["sha256"]},
-        "target": {"kind": target.kind.name} | {k: _plain(v) for k, v in target.attrs.items()},
+        "target": target,
         "batch": int(integer["main"].params[0].ty.shape[0]),
         "input": _input(fused, meta),
         "output": _output(integer, meta),
         "classes": meta.get("classes"),
         "two_sided_adds": meta.get("two_sided_adds", []),
-        "layers": [_layer(c, lowered, target) for c in lowered.calls if _is_layer(c)],
         "float_ops": facts["float_ops"],
-        "calls": [_call(c) for c in lowered.calls],
-        "memory": {
-            "arena_bytes": facts["arena_bytes"],
-            "weight_bytes": sum(lowered.weight_bytes.values()),
-        },
+        **_entry_set(entries[-1]),
+        **({"families": families} if families else {}),
         "tools": {
             "tvm_q4": __version__,
             "apache-tvm": version("apache-tvm"),
@@ -64,10 +74,21 @@ def build_metadata(
     }
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, (bool, int, float)):
-        return value
-    return str(value)
+def _entry_set(entry: EntrySet) -> dict[str, Any]:
+    lowered, target = entry.lowered, entry.variant.target
+    return {
+        "layers": [_layer(c, lowered, target) for c in lowered.calls if _is_layer(c)],
+        "calls": [_call(c) for c in lowered.calls],
+        "memory": {
+            "arena_bytes": entry.arena_bytes,
+            "weight_bytes": sum(lowered.weight_bytes.values()),
+        },
+    }
+
+
+def _family(entry: EntrySet) -> dict[str, Any]:
+    variant = entry.variant
+    return {"family": variant.family, "archs": list(variant.archs), **_entry_set(entry)}
 
 
 def _is_layer(call: LoweredCall) -> bool:
