@@ -76,19 +76,23 @@ def _sum_te(q: te.Tensor) -> te.Tensor:
     )
 
 
-def module() -> tvm.IRModule:
-    """The network as Relax calls of TensorIR kernels, as `lower_to_tir` leaves it."""
+def module(suffix: str = "") -> tvm.IRModule:
+    """The network as Relax calls of TensorIR kernels, as `lower_to_tir` leaves it.
+
+    `suffix` ends the name of each function.
+    """
     builder = relax.BlockBuilder()
     for name, dtype in (("main", "float32"), ("main_quantized", "int8")):
         first, hint = (
             (_quantize_te, "quantize_input") if name == "main" else (_import_te, "import_input")
         )
         x = relax.Var("x", relax.TensorType(SHAPE, dtype))
-        with builder.function(name, [x]):
+        with builder.function(name + suffix, [x]):
             with builder.dataflow():
-                q = builder.emit_te(first, x, primfunc_name_hint=hint)
-                d = builder.emit_te(_double_te, q, primfunc_name_hint="double")
-                out = builder.emit_output(builder.emit_te(_sum_te, d, primfunc_name_hint="head"))
+                q = builder.emit_te(first, x, primfunc_name_hint=hint + suffix)
+                d = builder.emit_te(_double_te, q, primfunc_name_hint="double" + suffix)
+                sums = builder.emit_te(_sum_te, d, primfunc_name_hint="head" + suffix)
+                out = builder.emit_output(sums)
             builder.emit_func_output(out)
     return builder.get()
 
@@ -139,8 +143,8 @@ def metadata() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def build() -> Any:
-    """TVM executable of the network; no pass fuses its kernels."""
+def build(mod: tvm.IRModule | None = None, target: Any = None) -> Any:
+    """TVM executable of the network, or of `mod`; no pass fuses its kernels."""
     passes = tvm.transform.Sequential(
         [
             relax.transform.CallTIRRewrite(),
@@ -152,7 +156,8 @@ def build() -> Any:
             relax.transform.AttachGlobalSymbol(),
         ]
     )
-    return relax.build(module(), target=tvm.target.Target("llvm"), relax_pipeline=passes)
+    target = target or tvm.target.Target("llvm")
+    return relax.build(mod or module(), target=target, relax_pipeline=passes)
 
 
 def write(path: Path, **changes: Any) -> Path:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tvm_q4.errors import EnvironmentMismatch, InputError, LibraryError
+from tvm_q4.library.cuda_module import SourceCompiler
 from tvm_q4.library.format import SECTION, check_format
+from tvm_q4.library.linker import error_line, find_compiler
+from tvm_q4.library.packing import SYMBOL, cuda_sources, module_blob, replace_source
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +23,18 @@ logger = logging.getLogger(__name__)
 _ASSEMBLY = """\
 .section {section},"",%progbits
 .incbin "{file}"
+.section .note.GNU-stack,"",%progbits
+"""
+
+# What TVM makes of the same bytes is a constant array, which it has LLVM compile.
+_BLOB_ASSEMBLY = """\
+.section .rodata,"a",%progbits
+.balign 64
+.globl {symbol}
+.type {symbol}, %object
+{symbol}:
+.incbin "{file}"
+.size {symbol}, .-{symbol}
 .section .note.GNU-stack,"",%progbits
 """
 
@@ -56,24 +70,6 @@ def check_writable(path: str | Path) -> Path:
     return path
 
 
-def find_compiler() -> str:
-    """The compiler that links libraries: ``$CXX``, ``$CC``, else g++, gcc, clang++, ...
-
-    Raises
-    ------
-    EnvironmentMismatch
-        If there is none.
-    """
-    from tvm_q4._compat import find_cpp_compiler
-
-    compiler = find_cpp_compiler()
-    if compiler is None or shutil.which(compiler) is None:
-        found = f"{compiler!r} is not there" if compiler else "none was found"
-        msg = f"linking a library needs a C++ compiler, {found}; install g++ or clang, or set CXX"
-        raise EnvironmentMismatch(msg)
-    return compiler
-
-
 def export_library(
     executable: Any,
     metadata: dict[str, Any],
@@ -88,7 +84,8 @@ def export_library(
     executable : tvm.relax.VMExecutable
         What ``relax.build`` made.
     metadata : dict
-        Goes into section ``.tvm_q4`` as JSON.
+        Goes into section ``.tvm_q4`` as JSON. Where its ``target`` is of kind cuda, the CUDA source
+        of each family's module is compiled for the archs that it names.
     path : str or Path
         Output, ``*.so``. It appears under this name only when it is complete; an older file of that
         name is replaced then.
@@ -105,11 +102,12 @@ def export_library(
     InputError
         If `path` cannot be written to.
     EnvironmentMismatch
-        If no C++ compiler is found, or it cannot link.
+        If no C++ compiler is found, or it cannot link; no nvcc for CUDA, or it fails.
     """
     path = check_writable(path)
     compiler = find_compiler()
     check_format(metadata, path)
+    pack = _packer(metadata["target"])
     with _folder(work_dir) as work, _replacing(path) as output:
         source = _metadata_source(metadata, work)
         try:
@@ -120,13 +118,16 @@ def export_library(
                 workspace_dir=str(work),
                 cc=compiler,
                 options=["-Wl,-s"],
+                fpack_imports=pack,
             )
         except OSError as error:
             msg = f"output '{path}' cannot be written: {error.strerror or error}"
             raise LibraryError(msg) from error
         except RuntimeError as error:
             logger.debug("linking failed:\n%s", error)
-            msg = f"{compiler} cannot link the library: {_cause(str(error))}; see `tvm-q4 doctor`"
+            msg = (
+                f"{compiler} cannot link the library: {error_line(str(error))}; see `tvm-q4 doctor`"
+            )
             raise EnvironmentMismatch(msg) from error
     return path
 
@@ -153,17 +154,29 @@ def _replacing(path: Path) -> Iterator[Path]:
 def _metadata_source(metadata: dict[str, Any], work: Path) -> Path:
     """Assembly that holds the metadata; the compiler driver that links assembles it."""
     text = json.dumps(metadata, separators=(",", ":"), allow_nan=False)
-    content, source = work / "metadata.json", work / "metadata.s"
+    content = work / "metadata.json"
     content.write_text(text, encoding="utf-8")
+    return _assembly(_ASSEMBLY, content, section=SECTION)
+
+
+def _packer(target: Mapping[str, Any]) -> Callable[..., str] | None:
+    """For CUDA, what writes a module's imports, with machine code in them, to a source file."""
+    if target["kind"] != "cuda":
+        return None
+    compiler = SourceCompiler(target)
+
+    def pack(module: Any, _is_system_lib: bool, _symbol_prefix: str, work: str) -> str:
+        compiled = compiler.compile_all(cuda_sources(module))
+        blob = replace_source(module_blob(module), compiled)
+        content = Path(work) / "imports.bin"
+        content.write_bytes(blob.to_bytes())
+        return str(_assembly(_BLOB_ASSEMBLY, content, symbol=SYMBOL))
+
+    return pack
+
+
+def _assembly(template: str, content: Path, **names: str) -> Path:
+    source = content.with_suffix(".s")
     quoted = str(content).replace("\\", "\\\\").replace('"', '\\"')
-    source.write_text(_ASSEMBLY.format(section=SECTION, file=quoted), encoding="utf-8")
+    source.write_text(template.format(file=quoted, **names), encoding="utf-8")
     return source
-
-
-def _cause(text: str) -> str:
-    """The line of a linker's output that says what went wrong."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    marked = [
-        line for line in lines if "error" in line.lower() and not line.startswith("Compilation")
-    ]
-    return (marked or lines or ["no message"])[0]

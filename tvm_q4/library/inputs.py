@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,17 +57,39 @@ class InputSpec:
         InputError
             For a wrong shape or dtype, no images, NaN, or integers beyond the quantized range.
         """
-        found = f"{x.dtype} [{', '.join(str(d) for d in x.shape)}]"
-        if x.ndim != len(self.shape) or tuple(x.shape[1:]) != self.shape[1:]:
-            raise InputError(f"input {self.name!r} has shape {found}, expected {self}; reshape it")
-        if str(x.dtype) not in self.dtypes:
-            raise InputError(f"input {self.name!r} has dtype {found}, expected {self}; convert it")
-        if x.shape[0] == 0:
-            raise InputError(f"input {self.name!r} holds no images: it is {found}, expected {self}")
+        self._check_form(x.shape, str(x.dtype))
         if x.dtype == np.float32:
             self._check_nan(x)
         elif self.bounds is not None:
             self._check_bounds(x, *self.bounds)
+
+    def check_device(self, shape: Sequence[int], dtype: str) -> None:
+        """Refuse a tensor on a device that the library cannot run on.
+
+        Its values are not looked at, which would need them on the host; integers beyond the
+        quantized range give wrong results.
+
+        Raises
+        ------
+        InputError
+            For a wrong shape or dtype, or a number of images that is no multiple of the batch.
+        """
+        self._check_form(shape, dtype)
+        if shape[0] % self.batch:
+            msg = (
+                f"input {self.name!r} on the device holds {shape[0]} images, which is no multiple "
+                f"of the compiled batch {self.batch}; pad it, or give a NumPy array"
+            )
+            raise InputError(msg)
+
+    def _check_form(self, shape: Sequence[int], dtype: str) -> None:
+        found = f"{dtype} [{', '.join(str(d) for d in shape)}]"
+        if tuple(shape[1:]) != self.shape[1:]:
+            raise InputError(f"input {self.name!r} has shape {found}, expected {self}; reshape it")
+        if dtype not in self.dtypes:
+            raise InputError(f"input {self.name!r} has dtype {found}, expected {self}; convert it")
+        if shape[0] == 0:
+            raise InputError(f"input {self.name!r} holds no images: it is {found}, expected {self}")
 
     def _check_nan(self, x: NDArray) -> None:
         # One pass without a temporary array: a sum is NaN if an element is, or if infinities meet.

@@ -1,4 +1,4 @@
-"""Loading and running a library on the CPU through TVM's virtual machine."""
+"""Loading and running a library through TVM's virtual machine, on the CPU or a GPU."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tvm_q4.errors import InputError, LibraryError
+from tvm_q4.library.backend import Backend, CpuBackend
+from tvm_q4.library.cuda_backend import CudaBackend
 from tvm_q4.library.format import read_metadata
-from tvm_q4.library.host import check_host, version_note
 from tvm_q4.library.inputs import InputSpec, as_array, batches
 from tvm_q4.library.trace import Tracer
 
-_ALIGNMENT = 64
-"""Bytes to which TVM's generated code may assume that tensors are aligned."""
 
-
-def load(path: str | Path, *, threads: int | None = None) -> Library:
+def load(
+    path: str | Path, *, threads: int | None = None, cuda_graph: bool | None = None
+) -> Library:
     """Load a library.
 
     Parameters
@@ -30,15 +30,19 @@ def load(path: str | Path, *, threads: int | None = None) -> Library:
     threads : int, optional
         Threads of TVM's pool, which all libraries of the process share. Where None it stays as it
         is: the environment variable ``TVM_NUM_THREADS``, else the number of physical cores.
+    cuda_graph : bool, optional
+        Replay the network as one CUDA graph instead of launching its kernels one by one. Where
+        None, that is done for batches of at most 8.
 
     Raises
     ------
     LibraryError
-        If the file is no library of this format version, or cannot run on this machine.
+        If the file is no library of this format version, cannot run on this machine, or has no CUDA
+        graph that is asked for.
     InputError
         If `threads` is below 1.
     """
-    return Library(path, threads=threads)
+    return Library(path, threads=threads, cuda_graph=cuda_graph)
 
 
 class Library:
@@ -50,22 +54,33 @@ class Library:
     ----------
     path : Path
     metadata : dict
-        What the library's ``.tvm_q4`` section says.
+        What the library's ``.tvm_q4`` section says; of a CUDA library, about the family of kernels
+        that the GPU here runs (``family``).
+    device : str
+        What it runs on: ``cpu``, or a GPU's name and architecture.
+    cuda_graph : bool
+        Whether a run replays a CUDA graph.
     """
 
-    def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
+    def __init__(
+        self, path: str | Path, *, threads: int | None = None, cuda_graph: bool | None = None
+    ) -> None:
         self.path = Path(path)
-        self.metadata: dict[str, Any] = read_metadata(self.path)
-        self.input = InputSpec.from_metadata(self.metadata)
-        check_host(self.metadata, self.path)
+        metadata = read_metadata(self.path)
+        self.input = InputSpec.from_metadata(metadata)
         if threads is not None:
             set_threads(threads)
-        self._vm = _virtual_machine(self.path, self.metadata)
-        self._buffers: dict[str, Any] = {}
+        self._backend = _backend(self.path, metadata, cuda_graph)
+        self.metadata: dict[str, Any] = self._backend.metadata
+        self.device = self._backend.device_name
+        self.cuda_graph = self._backend.cuda_graph
 
     def __repr__(self) -> str:
         model = self.metadata["model"].get("name")
-        return f"Library({str(self.path)!r}, model={model!r}, input={self.input})"
+        return (
+            f"Library({str(self.path)!r}, model={model!r}, input={self.input}, "
+            f"device={self.device!r})"
+        )
 
     def run(self, x: Any, out: Any = None) -> Any:
         """Run the network on any number of images.
@@ -76,26 +91,35 @@ class Library:
             float32, quantized by the library, or integers of the quantized input's type. N may
             differ from the compiled batch: the images are cut into batches, the last one is padded.
             Contiguous, 64-byte aligned batches are read in place, others are copied first.
-        out : ndarray or DLPack tensor on the CPU, optional
-            Gets the result; of its shape and dtype, writable.
+            A CUDA library takes tensors on its GPU too: one aligned batch of them is read in place,
+            N must be a multiple of the batch, and values are not checked.
+        out : ndarray or DLPack tensor, optional
+            Gets the result; of its shape and dtype, writable, on the CPU or on the library's GPU.
 
         Returns
         -------
-        ndarray or type of `out`
-            [N, ...]: float32 logits, or int32 accumulators of a library with integer output.
+        ndarray, TVM tensor or type of `out`
+            [N, ...]: float32 logits, or int32 accumulators of a library with integer output. For a
+            tensor on the GPU a tensor there (use it through DLPack), whose values are ready for
+            what runs in the same stream, CUDA's default one.
 
         Raises
         ------
         InputError
             If `x` or `out` cannot be used; the message has what was given and what is expected.
         """
+        if self._backend.owns(x):
+            return self._backend.run(self.input, x, out, self.function)
         array = self._checked(x)
         pieces = [
             self._result(self.invoke(piece))[:count]
             for piece, count in batches(array, self.input.batch)
         ]
         result = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-        return result if out is None else _store(result, out)
+        if out is None:
+            return result
+        self._backend.store(result, out)
+        return out
 
     def trace(self, x: Any) -> dict[str, NDArray]:
         """Every tensor that the library stores, by name, in logical layout [N, C, H, W] or [N, C].
@@ -113,7 +137,7 @@ class Library:
         for piece, count in batches(array, self.input.batch):
             tracer = Tracer(self.metadata, str(piece.dtype))
             with self.instrumented(tracer):
-                result = self._result(self.invoke(piece))
+                result = self._result(self.invoke(piece, plain=True))
             tensors = tracer.finish() | {self.metadata["output"]["name"]: result}
             parts.append({name: t[:count] for name, t in tensors.items()})
         return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
@@ -127,37 +151,28 @@ class Library:
         values = result.astype(np.float32)
         return values / scale if output["scale_form"] == "divide" else values * scale
 
-    def function(self, dtype: str) -> Callable[[Any], Any]:
-        """The virtual machine's function for an input of that dtype (see `tensor`)."""
-        return self._vm["main" if dtype == self.input.dtype else "main_quantized"]
+    def function(self, dtype: str, *, plain: bool = False) -> Callable[[Any], Any]:
+        """The virtual machine's function for an input of that dtype (see `tensor`).
+
+        `plain` asks for one that calls each kernel, instead of replaying a CUDA graph.
+        """
+        name = "main" if dtype == self.input.dtype else "main_quantized"
+        return self._backend.function(name, plain=plain)
 
     def tensor(self, batch: NDArray) -> Any:
-        """TVM tensor of exactly one batch: in place where alignment allows it, else a copy."""
-        import tvm
-        import tvm_ffi
+        """TVM tensor of exactly one batch where the library runs: in place if it can be."""
+        return self._backend.tensor(batch)
 
-        if (
-            batch.flags.c_contiguous
-            and batch.flags.writeable
-            and batch.ctypes.data % _ALIGNMENT == 0
-        ):
-            return tvm_ffi.from_dlpack(batch)
-        dtype = str(batch.dtype)
-        if dtype not in self._buffers:
-            self._buffers[dtype] = tvm.runtime.empty(self.input.shape, dtype)
-        np.copyto(np.from_dlpack(self._buffers[dtype]), batch)
-        return self._buffers[dtype]
-
-    def invoke(self, batch: NDArray) -> Any:
-        """TVM tensor of the result for exactly one checked batch."""
-        return self.function(str(batch.dtype))(self.tensor(batch))
+    def invoke(self, batch: NDArray, *, plain: bool = False) -> Any:
+        """TVM tensor of the result for exactly one checked batch; for `plain` see `function`."""
+        return self.function(str(batch.dtype), plain=plain)(self.tensor(batch))
 
     def instrumented(self, callback: Callable[..., Any]) -> _Instrumented:
         """Context in which every call of a run goes to `callback`.
 
         It is called as ``callback(function, name, before, result, *args)``, before and after.
         """
-        return _Instrumented(self._vm, callback)
+        return _Instrumented(self._backend, callback)
 
     def _checked(self, x: Any) -> NDArray:
         array = as_array(x, self.input.name)
@@ -176,14 +191,14 @@ class Library:
 class _Instrumented:
     """Sets a virtual machine's instrument on entry and clears it on exit."""
 
-    def __init__(self, vm: Any, callback: Callable[..., Any]) -> None:
-        self._vm, self._callback = vm, callback
+    def __init__(self, backend: Backend, callback: Callable[..., Any]) -> None:
+        self._backend, self._callback = backend, callback
 
     def __enter__(self) -> None:
-        self._vm.set_instrument(self._callback)
+        self._backend.set_instrument(self._callback)
 
     def __exit__(self, *_: object) -> None:
-        self._vm.set_instrument(None)
+        self._backend.set_instrument(None)
 
 
 def set_threads(count: int) -> None:
@@ -214,31 +229,9 @@ def set_threads(count: int) -> None:
         raise InputError(msg)
 
 
-def _virtual_machine(path: Path, metadata: dict[str, Any]) -> Any:
-    import tvm
-
-    from tvm_q4._compat import VirtualMachine
-
-    try:
-        # The pooled allocator (the default) keeps the arena of the last run for the next one.
-        return VirtualMachine(tvm.runtime.load_module(str(path.resolve())), tvm.cpu())
-    except Exception as error:  # TVM and the dynamic linker raise several kinds
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        cause = lines[-1] if lines else type(error).__name__
-        note = version_note(metadata)
-        msg = f"library '{path}' does not load here: {cause}{note}; compile the model again"
-        raise LibraryError(msg) from error
-
-
-def _store(result: NDArray, out: Any) -> Any:
-    target = as_array(out, "out")
-    if target.shape != result.shape or target.dtype != result.dtype:
-        msg = (
-            f"out is {target.dtype} {list(target.shape)}, the result is {result.dtype} "
-            f"{list(result.shape)}; give an array of that shape and dtype"
-        )
-        raise InputError(msg)
-    if not target.flags.writeable:
-        raise InputError("out is read-only; give a writable array")
-    np.copyto(target, result)
-    return out
+def _backend(path: Path, metadata: dict[str, Any], cuda_graph: bool | None) -> Backend:
+    if metadata["target"]["kind"] == "cuda":
+        return CudaBackend(path, metadata, cuda_graph)
+    if cuda_graph:
+        raise LibraryError(f"library '{path}' is for the CPU; drop cuda_graph")
+    return CpuBackend(path, metadata)
