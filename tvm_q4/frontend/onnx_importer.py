@@ -153,8 +153,10 @@ def _attributes(
         raise UnsupportedError(msg) from error
     unknown = sorted(set(found) - set(schema.attributes))
     if unknown:
+        # ONNX Runtime's quantizer writes axis, new in opset 13, into models of opset 11 too, and
+        # refuses to load them as well.
         msg = f"{where}: opset {opsets['']} knows no attribute '{unknown[0]}' of this operator"
-        raise UnsupportedError(msg)
+        raise UnsupportedError(f"{msg}; convert the float model to opset 13 or later first")
     given = sum(bool(i) for i in node.input)
     if not schema.min_input <= len(node.input) <= schema.max_input or given < schema.min_input:
         raise InputError(

@@ -60,7 +60,12 @@ def _stem(node: onnx.NodeProto, *, leaf: bool) -> str:
     path = _module_path(node)
     if path is None:
         return _plain(node)
-    return path if path and leaf else f"{path}.{node.op_type.lower()}".lstrip(".")
+    return path if path and leaf else f"{path}.{_kind(node).lower()}".lstrip(".")
+
+
+def _kind(node: onnx.NodeProto) -> str:
+    """The float operator that a node computes."""
+    return node.op_type.removeprefix("QLinear")
 
 
 class OnnxNames(TensorNames):
@@ -89,7 +94,7 @@ class OnnxNames(TensorNames):
         """Unique name of the tensor that a node makes."""
         if result_of(node) in self._layers:
             return self._layers[result_of(node)]
-        return self.unique(_stem(node, leaf=node.op_type in _POOLS))
+        return self.unique(_stem(node, leaf=_kind(node) in _POOLS))
 
     def _layer_name(self, node: onnx.NodeProto) -> str:
         """Module of the weight or bias, else the node's, else the name of node or result."""

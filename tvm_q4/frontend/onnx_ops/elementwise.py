@@ -98,14 +98,18 @@ for _name, _build in (
 @converts("Softmax")
 def softmax(imp: ImporterFace, node: NodeView) -> Value:
     """``relax.nn.softmax``, which stays float."""
-    x = floats(node, 0)
-    axis = axis_of(node, node.integer("axis"), len(x.shape))
-    if node.opset < 13 and axis != len(x.shape) - 1:
+    return soft_maximum(imp, node, floats(node, 0), node.opset)
+
+
+def soft_maximum(imp: ImporterFace, node: NodeView, x: Value, opset: int) -> Value:
+    """Softmax along the node's axis, as the given version of the operator defines it."""
+    axis = axis_of(node, node.integer("axis", 1 if opset < 13 else -1), len(x.shape))
+    if opset < 13 and axis != len(x.shape) - 1:
         raise node.unsupported(
             f"before opset 13, a softmax from axis {axis} of {x.shape} spans several dimensions; "
             "convert the model to a newer opset"
         )
-    return Value(imp.emit(relax.op.nn.softmax(x.expr, axis), node.label), node.label)
+    return Value(imp.emit(relax.op.nn.softmax(x.expr, axis), node.label), f"{node.label}.out")
 
 
 @converts("Identity")

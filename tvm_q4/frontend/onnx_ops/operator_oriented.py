@@ -12,7 +12,7 @@ from tvm import relax
 from tvm_q4 import ops
 from tvm_q4.frontend.common import elementwise, layers, pools, quantization, shapes
 from tvm_q4.frontend.common.values import ImporterFace, Value
-from tvm_q4.frontend.onnx_ops.elementwise import with_constant
+from tvm_q4.frontend.onnx_ops.elementwise import soft_maximum, with_constant
 from tvm_q4.frontend.onnx_ops.layers import check_gemm, convolve
 from tvm_q4.frontend.onnx_ops.pooling import average
 from tvm_q4.frontend.onnx_ops.quantization import params, result_bounds
@@ -138,3 +138,10 @@ def qlinear_concat(imp: ImporterFace, node: NodeView) -> Value:
     parts = [_dequantized(imp, node, i) for i in range(2, len(node.inputs), 3)]
     out = shapes.concatenated(imp, node, parts, node.integer("axis"))
     return _quantized(imp, node, out, 0)
+
+
+@converts("QLinearSoftmax", domain=MICROSOFT)
+def qlinear_softmax(imp: ImporterFace, node: NodeView) -> Value:
+    """Softmax, which stays float: x, scale, zero, result's scale, zero."""
+    x = _dequantized(imp, node, 0)
+    return _quantized(imp, node, soft_maximum(imp, node, x, node.integer("opset", 13)), 3)

@@ -18,7 +18,7 @@ _REFUSED = {
     (MICROSOFT, "MatMulNBits"): "its weights are quantized in blocks and its activations are float",
     **{
         (MICROSOFT, f"QLinear{name}"): _TABLE
-        for name in ("LeakyRelu", "Sigmoid", "Softmax", "Mul", "ReduceMean", "Where")
+        for name in ("LeakyRelu", "Sigmoid", "Mul", "ReduceMean", "Where")
     },
     **{(domain, "BipolarQuant"): "1-bit values are not supported" for domain in QONNX},
     **{(domain, "Trunc"): "truncating average pools are not supported" for domain in QONNX},
