@@ -26,10 +26,12 @@ from tvm.target import Target
 
 from tvm_q4.errors import InputError
 from tvm_q4.relay_passes.bind_float_kernels import bind_float_kernels
+from tvm_q4.relay_passes.capture_cuda_graph import capture_cuda_graph
 from tvm_q4.relay_passes.check_overflow import CheckOverflow
 from tvm_q4.relay_passes.drop_dead_channels import DropDeadChannels
 from tvm_q4.relay_passes.fold_batch_norm import FoldBatchNorm
 from tvm_q4.relay_passes.fold_requantize import FoldRequantize
+from tvm_q4.relay_passes.fold_reshape import FoldReshape
 from tvm_q4.relay_passes.fold_weight_quantize import FoldWeightQuantize
 from tvm_q4.relay_passes.fuse_epilogue import FuseEpilogue
 from tvm_q4.relay_passes.lower_to_tir import Lowered, Tuned, lower_to_tir
@@ -42,6 +44,7 @@ INTEGER_PHASES = (
     ("fold-batch-norm", FoldBatchNorm),
     ("qdq-to-integer", QdqToInteger),
     ("fold-requantize", FoldRequantize),
+    ("fold-reshape", FoldReshape),
     ("drop-dead-channels", DropDeadChannels),
     ("check-overflow", CheckOverflow),
 )
@@ -163,4 +166,6 @@ def to_vm(
         mod = PlanMemory(mod)
         _dump(mod, dump_dir, _MEMORY, f"plan-memory{suffix}")
         planned = int(mod.attrs[ARENA_ATTR])
+        if target.kind.name == "cuda":
+            mod = capture_cuda_graph(mod, suffix)
         return tvm.transform.Sequential([phase() for phase in VM_PHASES])(mod), planned
