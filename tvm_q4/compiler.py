@@ -13,8 +13,8 @@ import tvm
 from tvm import relax
 from tvm.target import Target
 
-from tvm_q4.errors import CheckFailed, UnsupportedError
 from tvm_q4.cuda_target import CudaTarget
+from tvm_q4.errors import CheckFailed, UnsupportedError
 from tvm_q4.metadata import EntrySet, build_metadata
 from tvm_q4.model_hash import model_hash
 from tvm_q4.progress import ProgressBar
