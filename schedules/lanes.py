@@ -52,9 +52,9 @@ def round_shift(product: Expr, shift: Expr, rounding: str, dtype: str, lanes: in
 
     `product` and `shift` are vectors of `dtype` (int32 or int64); a shift of 0 is the identity.
     """
-    one, zero = splat(1, dtype, lanes), splat(0, dtype, lanes)
     if rounding == "floor":
         return product >> shift
+    one = splat(1, dtype, lanes)
     half = (one << shift) >> one
     if rounding == "half_up":
         return (product + half) >> shift
@@ -62,7 +62,6 @@ def round_shift(product: Expr, shift: Expr, rounding: str, dtype: str, lanes: in
         sign = product >> splat(31 if dtype == "int32" else 63, dtype, lanes)
         magnitude = (product ^ sign) - sign
         return (((magnitude + half) >> shift) ^ sign) - sign
-    up = (product + half) >> shift
-    remainder = (product + half) & ((one << shift) - one)
-    tie = tirx.Select(tirx.And(remainder.equal(zero), shift > zero), one, zero)
-    return up - (tie & up)
+    # Half even: one less than half where the quotient is even, so that a tie does not reach up.
+    unit = one - ((one << shift) & one)
+    return (product + half - unit + ((product >> shift) & unit)) >> shift
