@@ -14,25 +14,23 @@ always seen; this is where waves and their tail come from::
     SM = max((b - 1) * pipe + chain, ceil(b / occupancy) * chain)
 
 Units of an SM are its tensor cores, its shared memory (what ``ldmatrix`` reads for every warp tile,
-and what the copies write), its 32-bit integer lanes (addresses, widening, epilogue) and its port to
-L2. A chain is the fill of the pipeline (one DRAM latency and the first stage), the steps of the
-main loop, and the epilogue. A step takes what its own CTA needs of the slowest unit and a barrier,
-or else the latency of a load over the stages in flight. The two stages of sm_75 are one step ahead:
-registers hold the loads of the next one.
+and what the copies write), its issue slots (copies, widening, epilogue) and its port to L2. A chain
+is the fill of the pipeline (one DRAM latency and the first stage), the steps of the main loop, and
+the epilogue. A step takes what its own CTA needs of the slowest unit and a barrier, or else the
+latency of a load over the stages in flight. The two stages of sm_75 are one step ahead: registers
+hold the loads of the next one.
 
 Sources. The wave and L2 terms are those of the roofline's tile bound (performance.md, section 4);
-feed ratios of warp tiles and the fixed practices are its section 6. Widening is its section 1: of
-three instructions for a word of eight 4-bit values, two run on the lanes that the epilogue needs,
-the third on the other pipe.
+feed ratios of warp tiles and the fixed practices are its section 6, widening is its section 1.
 
 Calibration. `SOLO_WARP` and `STEP_CYCLES` follow CUTLASS int4 convolutions at batch 1 on an RTX
 3090, where a few CTAs walk all of K alone; `OVERLAP` its large ones; `SETUP_CYCLES` the batch-1 and
-batch-8 latencies of MLPerf; the remaining constants are instruction counts. The tests state how far
-ResNet-50 then is from MLPerf's results on T4, A100, L4 and H200 (vendor engines that fuse more and,
-on Hopper, use ``wgmma``). A run on an H200 would correct, in this order: `SETUP_CYCLES` and
-``launch_us`` (all small layers), `EPILOGUE_OPS` (the 1x1 expansions, whose time is the epilogue's),
-``l2_gbs``, ``mma_efficiency`` and `SOLO_WARP` (3x3 layers at large batch). What it says of the
-device itself changes no other device; those stay predictions.
+batch-8 latencies of MLPerf; instructions are counted in the SASS of our kernels. The tests state
+how far ResNet-50 then is from MLPerf's results on T4, A100, L4 and H200 (vendor engines that fuse
+more and, on Hopper, use ``wgmma``). A run on an H200 would correct, in this order: `SETUP_CYCLES`
+and ``launch_us`` (all small layers), `ISSUE_EFFICIENCY` (the 1x1 expansions, whose time is the
+epilogue's), ``l2_gbs``, ``mma_efficiency`` and `SOLO_WARP` (3x3 layers at large batch). What it
+says of the device itself changes no other device; those stay predictions.
 """
 
 from __future__ import annotations
@@ -76,20 +74,23 @@ STEP_CYCLES = 60.0
 SOLO_WARP = 0.75
 """Part of a sub-core's tensor rate that one warp reaches; two reach all of it."""
 
-COPY_OPS = 6.0
-"""Integer operations of a thread for each 16-byte copy: address, mask, zero fill."""
+ISSUE_EFFICIENCY = 0.75
+"""Part of the issue slots that integer code fills: dependences, register banks, one pipe or two."""
 
-WIDEN_OPS = 2.0
-"""Logic operations that turn a word of eight 4-bit values into two words of bytes."""
+COPY_OPS = 7.0
+"""Instructions of a thread for each 16-byte copy, with its part of the loop around it."""
 
-EPILOGUE_OPS = 8.0
-"""Integer operations an output: 64-bit product, shift, clamp, packing, its part of the store."""
+WIDEN_OPS = 3.0
+"""Instructions that turn a word of eight 4-bit values into two words of bytes."""
 
-SKIP_OPS = 6.0
-"""More of them for a residual: its load, unpacking and its own product."""
+EPILOGUE_OPS = 8.4
+"""Issue slots an output. SASS of our kernels has 7.4 instructions; the 64-bit product takes two."""
+
+SKIP_OPS = 6.1
+"""More of them for a residual: SASS has 12.5 instructions, two of them 64-bit products."""
 
 PARTIAL_OPS = 1.0
-"""Integer operations of a partial sum, stored or read as it is."""
+"""Issue slots of a partial sum, stored or read as it is."""
 
 PORT_BYTES_CLK = 64
 """Bytes that an SM takes from or gives to L2 in a cycle."""
@@ -147,7 +148,7 @@ def predict_us(shape: GemmShape, tile: Tile, device: Device) -> Prediction:
         With infinite `us` and no parts where the tile does not fit the device, or the device has no
         tensor path for ``bits_mma``.
     """
-    resident = occupancy(tile, device, shape.b_ratio, shape.widen)
+    resident = occupancy(tile, device, shape.b_ratio)
     if resident == 0 or (shape.bits_mma == 4 and not device.has_int4):
         return Prediction(float("inf"), {})
     clock = device.clock_ghz * 1e3  # cycles per microsecond
@@ -214,18 +215,18 @@ def _step(shape: GemmShape, tile: Tile, device: Device) -> _Step:
         bytes=stage,
         mma=macs / (rate * device.mma_efficiency),
         shared=(fragments + stage) / device.shared_bytes_clk,
-        alu=ops / device.int_lanes,
+        alu=ops / _issue_rate(device),
         port=stage / PORT_BYTES_CLK,
     )
 
 
 def _finish(shape: GemmShape, tile: Tile, device: Device) -> tuple[float, float]:
-    """Cycles of the integer lanes, and bytes moved, for the outputs of a full tile."""
+    """Cycles of the issue slots, and bytes moved, for the outputs of a full tile."""
     outputs = tile.bm * tile.bn
     if tile.split_k > 1:
-        return outputs * PARTIAL_OPS / device.int_lanes, outputs * WORD_BYTES
+        return outputs * PARTIAL_OPS / _issue_rate(device), outputs * WORD_BYTES
     moved = outputs * (shape.out_bytes + shape.skip_bytes) / shape.outputs
-    return outputs * _output_ops(shape) / device.int_lanes, moved
+    return outputs * _output_ops(shape) / _issue_rate(device), moved
 
 
 def _memory_us(
@@ -250,10 +251,10 @@ def _reduce_us(shape: GemmShape, tile: Tile, device: Device) -> float:
 
 
 def _stream_us(moved: float, ops: float, device: Device) -> float:
-    """Launch, one latency, then the larger of bytes at their bandwidth and integer operations."""
+    """Launch, one latency, then the larger of bytes at their bandwidth and instructions."""
     rate = _l2_rate(device) if _fits_l2(moved, device) else _dram_rate(device)
     clock = device.clock_ghz * 1e3
-    alu = ops / (device.sms * device.int_lanes * clock)
+    alu = ops / (device.sms * _issue_rate(device) * clock)
     start = SETUP_CYCLES / clock + device.dram_latency_ns / 1e3
     return device.launch_us + start + max(moved / rate, alu)
 
@@ -267,6 +268,11 @@ def _slowdown(warps: int) -> float:
     """Time of an SM's units over their best with `warps` resident: idle sub-cores, solo warps."""
     per_core = warps / SUB_CORES
     return 1 / min(SOLO_WARP * per_core, SOLO_WARP + (1 - SOLO_WARP) * (per_core - 1), 1.0)
+
+
+def _issue_rate(device: Device) -> float:
+    """Integer instructions of threads that an SM runs in a cycle."""
+    return device.issue_lanes * ISSUE_EFFICIENCY
 
 
 def _output_ops(shape: GemmShape) -> float:

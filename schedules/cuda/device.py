@@ -82,8 +82,8 @@ class Device:
         Clock held under tensor load where it is known to lie below the boost clock.
     mma_efficiency : float
         Fraction of the peak rate that ``mma.sync`` reaches with operands in registers.
-    registers_per_sm, shared_bytes_clk, int_lanes : int
-        32-bit registers, shared-memory bytes and 32-bit integer operations, per SM (and cycle).
+    registers_per_sm, shared_bytes_clk, issue_lanes : int
+        32-bit registers, shared-memory bytes and threads' instructions issued, per SM (and cycle).
     """
 
     name: str
@@ -106,7 +106,7 @@ class Device:
     mma_efficiency: float = 0.9
     registers_per_sm: int = 65536
     shared_bytes_clk: int = 128
-    int_lanes: int = 64
+    issue_lanes: int = 128
 
     @property
     def clock_ghz(self) -> float:

@@ -34,12 +34,14 @@ def tiles(layer: Layer, form: MmaForm, target: Target) -> list[Params]:
     """Parameter settings that fit registers, shared memory and the layer."""
     shared = int(target.attrs["max_shared_memory_per_block"])
     extents = layer.shape[0] * layer.shape[2] * layer.shape[3], layer.shape[1]
+    # Four lanes store a run of channels: with 4 bits, a narrow warp's fill half a sector.
+    halves_stores = any(t.layout.bits == 4 for _, t in layer.outputs)
     out: list[Params] = []
     for tile in _family_tiles(form.family, form.widen, shared):
         if _too_large(tile.bm, extents[0], _BLOCKS_M) or _too_large(tile.bn, extents[1], _BLOCKS_N):
             continue
         slabs = -(-ConvShape(layer, tile.bn, form.channels).chunks * CHUNK_BYTES // tile.bk_bytes)
-        if tile.stages > max(2, slabs):
+        if tile.stages > max(2, slabs) or (halves_stores and tile.wn < _WARPS_N[-1] <= tile.bn):
             continue
         for split in _SPLITS:
             if split == 1 or (-(-slabs // split) >= _FEWEST_SLABS and _full(slabs, split)):
@@ -71,7 +73,7 @@ def _family_tiles(family: int, widen: bool, shared: int) -> tuple[Tile, ...]:
         if bm % wm or bn % wn:
             continue
         tile = Tile(bm, bn, bk, wm, wn, depth, 1)
-        used = resources(tile, family, 2.0 if widen else 1.0, widen)
+        used = resources(tile, family, 2.0 if widen else 1.0)
         fits = used.threads <= _MOST_THREADS and used.registers <= _MOST_REGISTERS
         if fits and used.shared <= shared:
             found.append(tile)

@@ -37,19 +37,17 @@ def kernel_usage(text: str) -> dict[str, Usage]:
     }
 
 
-def occupancy_loss(
-    used: Resources, tile: Tile, device: Device, b_ratio: float = 1.0, widen: bool = False
-) -> str | None:
+def occupancy_loss(used: Resources, tile: Tile, device: Device, b_ratio: float = 1.0) -> str | None:
     """What a compiled kernel takes too much of, in one line; None where predictions hold.
 
     Parameters
     ----------
     used : Resources
         Threads of the launch, static plus dynamic shared memory, registers as compiled.
-    tile, device, b_ratio, widen
+    tile, device, b_ratio
         As given to the tile model.
     """
-    assumed = resources(tile, device.family, b_ratio, widen)
+    assumed = resources(tile, device.family, b_ratio)
     wanted, found = blocks_per_sm(assumed, device), blocks_per_sm(used, device)
     if found >= wanted:
         return None
