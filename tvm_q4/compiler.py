@@ -15,6 +15,7 @@ from tvm.target import Target
 
 from tvm_q4.cuda_target import CudaTarget
 from tvm_q4.errors import CheckFailed, UnsupportedError
+from tvm_q4.library.packing import source_only
 from tvm_q4.metadata import EntrySet, build_metadata
 from tvm_q4.model_hash import model_hash
 from tvm_q4.progress import ProgressBar
@@ -22,7 +23,7 @@ from tvm_q4.relay_passes.check_integer_only import check_integer_only
 from tvm_q4.relay_passes.integer_output import IntegerOutput
 from tvm_q4.relay_passes.lower_to_tir import Lowered
 from tvm_q4.relay_passes.pipeline import to_fused, to_integer, to_kernels, to_vm
-from tvm_q4.targets import parse_target, target_arch
+from tvm_q4.targets import as_target, target_arch
 from tvm_q4.tuning_logs.records import best_records
 from tvm_q4.variants import Variant, describe, variants
 
@@ -106,7 +107,7 @@ def compile_model(
     Returns
     -------
     Library
-        The library; loaded, unless it is for another machine (CUDA where there is no device).
+        The library. One for CUDA, which need not run here, loads its code when it is first run.
 
     Raises
     ------
@@ -117,7 +118,11 @@ def compile_model(
 
     if output is not None:
         check_writable(output)
-    resolved = parse_target(target) if isinstance(target, str) else target
+    resolved = as_target(target)
+    if isinstance(resolved, CudaTarget):
+        from tvm_q4.library.nvcc import find_nvcc
+
+        find_nvcc(resolved.archs)
     options = Options(
         require_integer_only, integer_output, dump_ir, tuple(map(str, tuning_log)), strict_log
     )
@@ -132,7 +137,7 @@ def compile_model(
         bar.step("library")
         export_library(compiled.executable, compiled.metadata, Path(output))
         bar.advance()
-    return load(output)
+    return load(output, lazy=isinstance(resolved, CudaTarget))
 
 
 def _load(
@@ -220,12 +225,13 @@ def _build(lowered: list[tuple[Variant, Lowered]], options: Options) -> tuple[li
         from tvm_q4.schedules.cuda.pipeline import tir_pipeline
 
         passes = tir_pipeline()
-    executable = relax.build(
-        tvm.IRModule(functions, attrs=lowered[-1][1].mod.attrs),
-        target=target,
-        relax_pipeline=tvm.transform.Sequential([]),
-        tir_pipeline=passes,
-    )
+    with source_only():
+        executable = relax.build(
+            tvm.IRModule(functions, attrs=lowered[-1][1].mod.attrs),
+            target=target,
+            relax_pipeline=tvm.transform.Sequential([]),
+            tir_pipeline=passes,
+        )
     return entries, executable
 
 

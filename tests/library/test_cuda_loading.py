@@ -92,8 +92,22 @@ def test_a_device_without_code(path: Path, gpu: Callable[[int], None]) -> None:
 
 @pytest.mark.skipif(cuda_device.load_runtime() is None, reason="there is an NVIDIA driver here")
 def test_no_device(path: Path) -> None:
-    with pytest.raises(LibraryError, match=r"tiny.so' cannot run here: .* no NVIDIA driver"):
+    words = r"tiny.so' cannot run here: .* no NVIDIA driver"
+    with pytest.raises(LibraryError, match=words):
         load(path)
+    library = load(path, lazy=True)
+    assert library.metadata["target"]["archs"] == [75, 80, 89]
+    assert "device" not in repr(library)
+    for run in (library.run, library.trace):
+        with pytest.raises(LibraryError, match=words):
+            run(floats(2))
+
+
+def test_lazy_libraries_load_when_they_run(path: Path, gpu: Callable[[int], None]) -> None:
+    gpu(75)
+    library = load(path, lazy=True)
+    assert np.array_equal(library.run(floats(2)), expected(floats(2)))
+    assert library.metadata["family"] == 75
 
 
 def test_int4_kernels_of_old_archs_on_a_new_device(

@@ -19,7 +19,11 @@ from tvm_q4.library.trace import Tracer
 
 
 def load(
-    path: str | Path, *, threads: int | None = None, cuda_graph: bool | None = None
+    path: str | Path,
+    *,
+    threads: int | None = None,
+    cuda_graph: bool | None = None,
+    lazy: bool = False,
 ) -> Library:
     """Load a library.
 
@@ -33,6 +37,9 @@ def load(
     cuda_graph : bool, optional
         Replay the network as one CUDA graph instead of launching its kernels one by one. Where
         None, that is done for batches of at most 8.
+    lazy : bool
+        Read the metadata only, and load the code when it is run: what `tvm_q4.compile` does with a
+        library for a GPU that need not be here.
 
     Raises
     ------
@@ -42,7 +49,10 @@ def load(
     InputError
         If `threads` is below 1.
     """
-    return Library(path, threads=threads, cuda_graph=cuda_graph)
+    library = Library(path, threads=threads, cuda_graph=cuda_graph)
+    if not lazy:
+        library.open()
+    return library
 
 
 class Library:
@@ -56,31 +66,46 @@ class Library:
     metadata : dict
         What the library's ``.tvm_q4`` section says; of a CUDA library, about the family of kernels
         that the GPU here runs (``family``).
-    device : str
-        What it runs on: ``cpu``, or a GPU's name and architecture.
-    cuda_graph : bool
-        Whether a run replays a CUDA graph.
     """
 
     def __init__(
         self, path: str | Path, *, threads: int | None = None, cuda_graph: bool | None = None
     ) -> None:
         self.path = Path(path)
-        metadata = read_metadata(self.path)
-        self.input = InputSpec.from_metadata(metadata)
+        self.metadata: dict[str, Any] = read_metadata(self.path)
+        self.input = InputSpec.from_metadata(self.metadata)
+        self._cuda_graph = cuda_graph
+        self._opened: Backend | None = None
         if threads is not None:
             set_threads(threads)
-        self._backend = _backend(self.path, metadata, cuda_graph)
-        self.metadata: dict[str, Any] = self._backend.metadata
-        self.device = self._backend.device_name
-        self.cuda_graph = self._backend.cuda_graph
 
     def __repr__(self) -> str:
         model = self.metadata["model"].get("name")
-        return (
-            f"Library({str(self.path)!r}, model={model!r}, input={self.input}, "
-            f"device={self.device!r})"
-        )
+        device = f", device={self._opened.device_name!r}" if self._opened else ""
+        return f"Library({str(self.path)!r}, model={model!r}, input={self.input}{device})"
+
+    def open(self) -> Backend:
+        """Load the code for the device here, if that was not done; `run` does it by itself.
+
+        Raises
+        ------
+        LibraryError
+            If the library cannot run on this machine.
+        """
+        if self._opened is None:
+            self._opened = _backend(self.path, self.metadata, self._cuda_graph)
+            self.metadata = self._opened.metadata
+        return self._opened
+
+    @property
+    def device(self) -> str:
+        """What it runs on: ``cpu``, or a GPU's name and architecture."""
+        return self.open().device_name
+
+    @property
+    def cuda_graph(self) -> bool:
+        """Whether a run replays a CUDA graph."""
+        return self.open().cuda_graph
 
     def run(self, x: Any, out: Any = None) -> Any:
         """Run the network on any number of images.
@@ -108,8 +133,9 @@ class Library:
         InputError
             If `x` or `out` cannot be used; the message has what was given and what is expected.
         """
-        if self._backend.owns(x):
-            return self._backend.run(self.input, x, out, self.function)
+        backend = self.open()
+        if backend.owns(x):
+            return backend.run(self.input, x, out, self.function)
         array = self._checked(x)
         pieces = [
             self._result(self.invoke(piece))[:count]
@@ -118,7 +144,7 @@ class Library:
         result = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
         if out is None:
             return result
-        self._backend.store(result, out)
+        backend.store(result, out)
         return out
 
     def trace(self, x: Any) -> dict[str, NDArray]:
@@ -132,6 +158,7 @@ class Library:
         x : ndarray or DLPack tensor
             As for `run`.
         """
+        self.open()
         array = self._checked(x)
         parts: list[dict[str, NDArray]] = []
         for piece, count in batches(array, self.input.batch):
@@ -157,11 +184,11 @@ class Library:
         `plain` asks for one that calls each kernel, instead of replaying a CUDA graph.
         """
         name = "main" if dtype == self.input.dtype else "main_quantized"
-        return self._backend.function(name, plain=plain)
+        return self.open().function(name, plain=plain)
 
     def tensor(self, batch: NDArray) -> Any:
         """TVM tensor of exactly one batch where the library runs: in place if it can be."""
-        return self._backend.tensor(batch)
+        return self.open().tensor(batch)
 
     def invoke(self, batch: NDArray, *, plain: bool = False) -> Any:
         """TVM tensor of the result for exactly one checked batch; for `plain` see `function`."""
@@ -172,7 +199,7 @@ class Library:
 
         It is called as ``callback(function, name, before, result, *args)``, before and after.
         """
-        return _Instrumented(self._backend, callback)
+        return _Instrumented(self.open(), callback)
 
     def _checked(self, x: Any) -> NDArray:
         array = as_array(x, self.input.name)
