@@ -28,7 +28,8 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).symlink_to(f"/bin/{name}")
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.delenv("CC", raising=False)
+    for name in ("CC", "TVM_Q4_NVCC", "CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.delenv(name, raising=False)
     return tmp_path
 
 
@@ -52,13 +53,59 @@ def test_compilers_are_those_that_linking_would_take(
     assert environment.doctor()["compilers"]["c++"] is None
 
 
-def test_gpus_and_nvcc_are_read_from_their_tools(bare: Path) -> None:
-    program(bare, "nvidia-smi", "NVIDIA T4, 7.5, 580.1\nNVIDIA H200, 9.0, 580.1")
-    program(bare, "nvcc", "nvcc: NVIDIA\nCuda compilation tools, release 13.0, V13.0.88")
+NVCC = """case "$1" in
+--version) echo "Cuda compilation tools, release 13.0, V13.0.88" ;;
+--list-gpu-code) printf "sm_75\\nsm_90\\n" ;;
+esac"""
+
+
+def nvcc(folder: Path) -> None:
+    path = program(folder, "nvcc", "")
+    path.write_text(f"#!/bin/sh\n{NVCC}\n")
+
+
+def test_gpus_and_nvcc_are_read_from_their_tools(
+    bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program(bare, "nvidia-smi", "NVIDIA T4, 7.5, 580.1\nNVIDIA A100, 8.0, 580.1")
+    program(bare, "g++", "g++ 2")
+    nvcc(bare)
+    monkeypatch.setattr(environment, "_cuda_problem", lambda: None)
     report = environment.doctor()
-    assert [g["compute_capability"] for g in report["gpus"]] == ["7.5", "9.0"]
-    assert "release 13.0" in report["compilers"]["nvcc"]["version"]
-    assert not report["targets"]["cuda"]["compile"]
+    assert [g["compute_capability"] for g in report["gpus"]] == ["7.5", "8.0"]
+    assert report["compilers"]["nvcc"] == {
+        "path": str(bare / "nvcc"),
+        "version": "13.0, V13.0.88",
+        "found": "PATH",
+    }
+    can = {name: (t["compile"], t["run"]) for name, t in report["targets"].items()}
+    assert can["cuda:sm_75"] == (True, True)
+    assert can["cuda:sm_80"] == (False, True)
+    assert can["cuda:sm_89"] == (False, False)
+    assert can["cuda:sm_90"] == (True, False)
+    assert "no int4 tensor cores" in report["targets"]["cuda:sm_90"]["note"]
+
+
+def test_a_gpu_without_tvms_runtime_runs_nothing(
+    bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program(bare, "nvidia-smi", "NVIDIA T4, 7.5, 580.1")
+    nvcc(bare)
+    monkeypatch.setattr(environment, "_cuda_problem", lambda: "libcudart.so.13 is missing")
+    report = environment.doctor()
+    assert report["cuda"] == "libcudart.so.13 is missing"
+    # nvcc needs the C++ compiler, which is not there.
+    assert report["targets"]["cuda:sm_75"]["compile"] is False
+    assert report["targets"]["cuda:sm_75"]["run"] is False
+
+
+def test_without_cuda(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "find_tool", lambda _: None)
+    report = environment.doctor()
+    assert report["compilers"]["nvcc"] is None and report["gpus"] == []
+    cuda = {name: t for name, t in report["targets"].items() if name.startswith("cuda")}
+    assert len(cuda) == 4
+    assert not any(t["compile"] or t["run"] for t in cuda.values())
 
 
 def test_kernel_forms_are_those_of_the_schedules() -> None:

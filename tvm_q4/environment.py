@@ -6,12 +6,12 @@ import os
 import platform
 import shutil
 import subprocess
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from tvm_q4 import __version__, _compat
 from tvm_q4.errors import Q4Error
+from tvm_q4.library.nvcc import Tool, find_tool
 
 PACKAGES = (
     "apache-tvm",
@@ -24,6 +24,7 @@ PACKAGES = (
     "onnxruntime",
     "xgboost-cpu",
 )
+CUDA_TOOLS = ("nvcc", "cuobjdump", "nvdisasm")
 CPU_FLAGS = ("avx2", "avx512f", "avx512vl", "avx512_vnni", "avx_vnni")
 
 
@@ -34,10 +35,12 @@ def doctor() -> dict[str, Any]:
     -------
     dict
         ``ok`` (whether this CPU can be compiled for and run on), ``problems`` (list of str),
-        ``versions`` (package to version or None), ``ffi_pair_ok``, ``compilers`` (``c++`` and
-        ``nvcc``, each ``{"path", "version"}`` or None), ``cpu`` (``name``, ``cores``,
-        ``features``, ``kernel_forms``), ``gpus`` (list of name, compute capability and driver) and
-        ``targets`` (target to ``{"compile", "run", "note"}``).
+        ``versions`` (package to version or None), ``ffi_pair_ok``, ``compilers`` (``c++``,
+        ``nvcc``, ``cuobjdump`` and ``nvdisasm``, each ``{"path", "version", "found"}``, where
+        ``found`` says what led to it, or None), ``cpu`` (``name``, ``cores``, ``features``,
+        ``kernel_forms``), ``gpus`` (list of name, compute capability and driver), ``cuda`` (what
+        keeps TVM's runtime for CUDA from running here, or None) and ``targets`` (target to
+        ``{"compile", "run", "note"}``).
     """
     pair = _compat.installed_pair_problem()
     problems = [pair] if pair else []
@@ -51,28 +54,52 @@ def doctor() -> dict[str, Any]:
             cpu |= _kernel_forms()
         except Q4Error as error:
             problems.append(str(error))
-    gpus = _gpus()
+    gpus, tools = _gpus(), {name: find_tool(name) for name in CUDA_TOOLS}
+    cuda = _cuda_problem() if pair is None else "not usable"
+    targets = _cpu_target(pair is None, cpp is not None, cpu)
+    if pair is None:
+        targets |= _cuda_targets(tools["nvcc"] if cpp else None, gpus, runs=cuda is None)
     return {
         "ok": not problems,
         "problems": problems,
         "versions": {"tvm-q4": __version__, "python": platform.python_version()}
         | {name: _compat.installed_version(name) for name in PACKAGES},
         "ffi_pair_ok": pair is None,
-        "compilers": {"c++": cpp, "nvcc": _nvcc()},
+        "compilers": {"c++": cpp} | {name: _tool(tool) for name, tool in tools.items()},
         "cpu": cpu,
         "gpus": gpus,
-        "targets": _targets(pair is None, cpp is not None, cpu, bool(gpus)),
+        "cuda": cuda,
+        "targets": targets,
     }
 
 
-def _targets(pair_ok: bool, cpp: bool, cpu: dict[str, Any], gpu: bool) -> dict[str, Any]:
+def _cpu_target(pair_ok: bool, cpp: bool, cpu: dict[str, Any]) -> dict[str, Any]:
     forms = cpu.get("kernel_forms", {})
     note = f"W8A8 runs as {forms['w8a8']}, W4A4 as {forms['w4a4']}" if forms else "not usable"
-    found = "a GPU was found" if gpu else "no GPU was found"
+    return {"llvm": {"compile": pair_ok and cpp, "run": pair_ok, "note": note}}
+
+
+def _cuda_targets(nvcc: Tool | None, gpus: list[dict[str, str]], *, runs: bool) -> dict[str, Any]:
+    """What can be done here for each of the usual archs."""
+    from tvm_q4.cuda_target import DEFAULT_ARCHS, CudaTarget, int4_note
+    from tvm_q4.library.cuda_device import can_run
+
+    known = nvcc.archs() if nvcc else []
+    devices = [int(gpu["compute_capability"].replace(".", "")) for gpu in gpus] if runs else []
     return {
-        "llvm": {"compile": pair_ok and cpp, "run": pair_ok, "note": note},
-        "cuda": {"compile": False, "run": False, "note": f"no kernels in this version ({found})"},
+        f"cuda:sm_{arch}": {
+            "compile": arch in known,
+            "run": any(can_run(CudaTarget((arch,)).to_json(), device) for device in devices),
+            "note": int4_note(arch),
+        }
+        for arch in DEFAULT_ARCHS
     }
+
+
+def _cuda_problem() -> str | None:
+    from tvm_q4.library.cuda_device import load_runtime
+
+    return load_runtime()
 
 
 def _kernel_forms() -> dict[str, Any]:
@@ -111,28 +138,21 @@ def _cpu() -> dict[str, Any]:
 
 def _cpp_compiler() -> dict[str, str] | None:
     # The order in which TVM looks, which links the libraries.
-    chosen = os.environ.get("CXX") or os.environ.get("CC")
-    names = (chosen,) if chosen else ("g++", "gcc", "clang++", "clang", "c++", "cc")
-    paths = [path for name in names if (path := shutil.which(name))]
-    return {"path": paths[0], "version": _first_line([paths[0], "--version"])} if paths else None
-
-
-def _nvcc() -> dict[str, str] | None:
-    path = shutil.which("nvcc") or _packaged_nvcc()
+    variable = next((name for name in ("CXX", "CC") if os.environ.get(name)), None)
+    names = ["g++", "gcc", "clang++", "clang", "c++", "cc"]
+    if variable is not None:
+        names = [os.environ[variable]]
+    path = next((path for name in names if (path := shutil.which(name))), None)
     if path is None:
         return None
-    output = _run([path, "--version"])
-    release = [line.strip() for line in output.splitlines() if "release" in line]
-    return {"path": path, "version": release[0] if release else ""}
+    version = _first_line([path, "--version"])
+    return {"path": path, "version": version, "found": variable or "PATH"}
 
 
-def _packaged_nvcc() -> str | None:
-    """The nvcc that the extra ``cuda`` brings."""
-    try:
-        files = metadata.files("nvidia-cuda-nvcc") or []
-    except metadata.PackageNotFoundError:
+def _tool(tool: Tool | None) -> dict[str, str] | None:
+    if tool is None:
         return None
-    return next((str(f.locate()) for f in files if f.name == "nvcc"), None)
+    return {"path": str(tool.path), "version": tool.version(), "found": tool.origin}
 
 
 def _gpus() -> list[dict[str, str]]:

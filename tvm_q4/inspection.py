@@ -34,14 +34,16 @@ def inspect(
     recipe : path, optional
         Folder to write the model to as an integer recipe.
     extract : path, optional
-        Folder to write a library's ``metadata.json`` to.
+        Folder to write a library's ``metadata.json`` to, and its device code: for each family a
+        ``.fatbin``, for each arch a ``.cubin``, and the ``.ptx``.
 
     Returns
     -------
     dict
         ``kind`` ("library" or "model"), ``path``, ``bytes`` (file size, None for folders and
         ``zoo:`` models), ``metadata`` (a library's as stored; a model's with ``layers``,
-        ``float_ops``, ``input`` and ``output`` in the same form) and ``totals`` (see `totals`).
+        ``float_ops``, ``input`` and ``output`` in the same form), ``totals`` (see `totals`) and
+        ``notes`` (how a CUDA library's int4 layers run on each of its archs, and warnings).
 
     Raises
     ------
@@ -67,6 +69,7 @@ def inspect(
         "bytes": path.stat().st_size if path.is_file() else None,
         "metadata": metadata,
         "totals": totals(metadata["layers"]),
+        "notes": _notes(metadata),
     }
 
 
@@ -91,8 +94,25 @@ def _library_metadata(path: Path, extract: str | Path | None) -> dict[str, Any]:
 
     metadata = read_metadata(path)
     if extract is not None:
+        from tvm_q4.library.device_code import write_device_code
+
         _write(Path(extract), metadata)
+        write_device_code(path, extract)
     return metadata
+
+
+def _notes(metadata: dict[str, Any]) -> list[str]:
+    if metadata.get("target", {}).get("kind") != "cuda":
+        return []
+    from tvm_q4.cuda_target import int4_note
+    from tvm_q4.library.cuda_device import emulated_int4, has_int4
+
+    if not has_int4(metadata["layers"]):
+        return []
+    warning = emulated_int4(metadata, 90)
+    return [int4_note(arch) for arch in metadata["target"]["archs"]] + [
+        f"warning: {text}" for text in (warning,) if text
+    ]
 
 
 def _write(folder: Path, metadata: dict[str, Any]) -> None:

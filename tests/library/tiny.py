@@ -129,7 +129,8 @@ def metadata() -> dict[str, Any]:
         "layers": [
             {
                 "name": "double", "op": "conv2d", "weight_bits": 4, "activation_bits": 4,
-                "kernel": "double",
+                "kernel": "double", "executes_as": "loops", "params": 9, "macs": 360, "bops": 5760,
+                "weight_bytes": 16, "in_shape": [2, 3, 4, 5], "out_shape": [2, 3, 4, 5],
             },
         ],
         "float_ops": [],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tvm_q4.cli.verb import Options, verb
+from tvm_q4.library.nvcc import INSTALL
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,8 +32,7 @@ def _show(console: Console, report: dict[str, Any]) -> None:
         table.add_row(name, version or "not installed")
     table.add_row("TVM / tvm-ffi pair", "tested together" if report["ffi_pair_ok"] else "WRONG")
     for name, compiler in report["compilers"].items():
-        text = f"{compiler['version']} ({compiler['path']})" if compiler else "not found"
-        table.add_row(name, text)
+        table.add_row(name, _program(name, compiler))
     cpu = report["cpu"]
     has = [name for name, there in cpu["features"].items() if there]
     table.add_row(
@@ -45,9 +45,16 @@ def _show(console: Console, report: dict[str, Any]) -> None:
         table.add_row("GPU", text)
     if not report["gpus"]:
         table.add_row("GPU", "none")
+    table.add_row("CUDA", report["cuda"] or "ready")
     for name, target in report["targets"].items():
         can = [what for what in ("compile", "run") if target[what]]
         table.add_row(f"target {name}", f"{' and '.join(can) or 'unavailable'}: {target['note']}")
     console.print(table)
     for problem in report["problems"]:
         console.print(f"problem: {problem}", soft_wrap=True)
+
+
+def _program(name: str, found: dict[str, str] | None) -> str:
+    if found:
+        return f"{found['version']} ({found['path']}, from {found['found']})"
+    return "not found" if name == "c++" else f"not found; run: {INSTALL}"

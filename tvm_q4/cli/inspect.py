@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 @click.option("--image-size", type=IMAGE_SIZE, help="Height and width in pixels; models only.")
 @hawq_options
 @click.option("--recipe", type=PATH, metavar="DIR", help="Write the model as an integer recipe.")
-@click.option("--extract", type=PATH, metavar="DIR", help="Write the library's metadata.json.")
+@click.option(
+    "--extract", type=PATH, metavar="DIR", help="Write the library's metadata.json and device code."
+)
 def command(
     options: Options,
     *,
@@ -66,9 +68,12 @@ def _show(console: Console, report: dict[str, Any]) -> None:
     if report["kind"] == "library":
         memory, target = metadata["memory"], metadata["target"]
         sizes = [memory[key] / 1e6 for key in ("weight_bytes", "arena_bytes")]
-        text = f"target {target['kind']} {target.get('mcpu', '')}"
-        console.print(f"{text}, weights {sizes[0]:.2f} MB, activations {sizes[1]:.2f} MB")
+        console.print(
+            f"{_target(target)}, weights {sizes[0]:.2f} MB, activations {sizes[1]:.2f} MB"
+        )
     _show_layers(console, metadata["layers"], report["totals"], report["kind"] == "library")
+    for note in report["notes"]:
+        console.print(note, soft_wrap=True)
     float_ops = metadata["float_ops"]
     console.print("integer only" if not float_ops else f"{len(float_ops)} operators stay float:")
     for op in float_ops:
@@ -80,6 +85,13 @@ def _source(model: dict[str, Any]) -> str:
     facts = [f"{key} {value}" for key, value in (model.get("source_details") or {}).items()]
     rest = ", ".join([*([model["source_tool"]] if model["source_tool"] else []), *facts])
     return f"{model['source_format']} ({rest})" if rest else str(model["source_format"])
+
+
+def _target(target: dict[str, Any]) -> str:
+    if target["kind"] != "cuda":
+        return f"target {target['kind']} {target.get('mcpu', '')}"
+    archs = ", ".join(f"sm_{arch}" for arch in target["archs"])
+    return f"target cuda, machine code for {archs}, PTX of sm_{target['ptx']}"
 
 
 def _show_layers(

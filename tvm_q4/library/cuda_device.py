@@ -129,6 +129,15 @@ def choose(target: Mapping[str, Any], arch: int) -> Choice:
     raise LibraryError(msg)
 
 
+def can_run(target: Mapping[str, Any], arch: int) -> bool:
+    """Whether a library for `target` has code for a device of `arch`; see `choose`."""
+    try:
+        choose(target, arch)
+    except LibraryError:
+        return False
+    return True
+
+
 def emulated_int4(metadata: Mapping[str, Any], arch: int) -> str | None:
     """A warning where int4 layers would be emulated on `arch`; else None.
 
