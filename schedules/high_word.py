@@ -78,15 +78,15 @@ def sum_of_products_high(pairs: list[tuple[Any, Any]], shift: Any, width: int = 
         Lanes of the vectors; scalars where 1.
     """
     high = _high_scalar(pairs) if width == 1 else _high_vector(pairs)
-    half = lanes.splat(1, "int32", width) << (shift - lanes.splat(LOWEST_SHIFT, "int32", width))
-    return (high + half) >> (shift - lanes.splat(32, "int32", width))
+    # Masks, not subtractions: TVM 0.27 finds -1..0 for ``x >> (s - 32)`` and drops the clamp after.
+    one, mask = lanes.splat(1, "int32", width), lanes.splat(31, "int32", width)
+    half = one << ((shift - one) & mask)
+    return (high + half) >> (shift & mask)
 
 
 def _high_scalar(pairs: list[tuple[Any, Any]]) -> Any:
     """High word of a sum of products; compilers multiply and add in 64 bits at once (IMAD.WIDE)."""
-    total = sum(
-        tirx.Cast("int64", value) * tirx.Cast("int64", factor) for value, factor in pairs
-    )
+    total = sum(tirx.Cast("int64", value) * tirx.Cast("int64", factor) for value, factor in pairs)
     return tirx.Cast("int32", total >> tirx.const(32, "int64"))
 
 

@@ -17,7 +17,7 @@ from tvm_q4.schedules.layer import Layer
 from tvm_q4.schedules.layout import round_up
 
 K_ALIGNMENT = 8
-"""Packed weights hold a multiple of so many chunks: the widest slab, so that one form serves all."""
+"""Packed weights hold a multiple of so many chunks: the widest slab, so one form serves all."""
 
 
 @dataclass(frozen=True)

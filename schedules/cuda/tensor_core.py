@@ -1,7 +1,7 @@
 """Tensor-core instructions by family, and the emission of one step along k.
 
-In bytes all shapes of PTX's ``mma`` are one pattern: a register of lane ``4 * g + t`` holds the four
-bytes ``4t .. 4t + 3`` of row ``g``, which is what ``ldmatrix`` hands out. On sm_75 a step takes 16
+In bytes all shapes of PTX's ``mma`` are one pattern: a register of lane ``4 * g + t`` holds the
+four bytes ``4t .. 4t + 3`` of row ``g``, which is what ``ldmatrix`` hands out. On sm_75 a step takes 16
 bytes of k (m8n8k16 or m8n8k32), from sm_80 on 32 bytes (m16n8k32 or m16n8k64).
 
 Where int8 products meet 4-bit activations (no int4 tensor cores from sm_90 on, or 8-bit weights),
@@ -125,7 +125,7 @@ Pointer = Callable[[Any, Any], Any]
 
 
 class WarpTile:
-    """Registers and instructions of one warp: ``rows x cols`` sums, as tiles of the form's shape."""
+    """Registers and instructions of one warp, whose ``rows x cols`` sums are tiles of the form."""
 
     def __init__(self, form: MmaForm, rows: int, cols: int) -> None:
         self.form, self.m_tiles, self.n_tiles = form, rows // form.rows, cols // 8
@@ -148,7 +148,7 @@ class WarpTile:
         return slot // per * self.form.rows + slot % per * 8 + lane // 4
 
     def value(self, slot: int, n_tile: int, i: int) -> Any:
-        """This lane's sum in column ``8 * n_tile + 2 * t + i`` of a row slot."""
+        """Sum that this lane holds in column ``8 * n_tile + 2 * t + i`` of a row slot."""
         per = self.form.c_registers // 2
         tile = slot // per * self.n_tiles + n_tile
         total = self.sums[tile * self.form.c_registers + slot % per * 2 + i]
