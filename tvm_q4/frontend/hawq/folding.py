@@ -73,9 +73,10 @@ def _float_layer(name: str, arrays: Arrays) -> FloatLayer:
     gamma, beta, mean, var = (
         arrays[f"{name}.bn.{key}"] for key in ("weight", "bias", "running_mean", "running_var")
     )
-    factor = gamma / np.sqrt(var + _EPSILON)
-    weight = arrays[f"{name}.conv.weight"] * factor.reshape(-1, 1, 1, 1)
-    return FloatLayer(weight, (np.float32(0) - mean) * factor + beta)
+    factor: Float = np.divide(gamma, np.sqrt(var + _EPSILON), dtype=np.float32)
+    weight: Float = arrays[f"{name}.conv.weight"] * factor.reshape(-1, 1, 1, 1)
+    bias: Float = (np.float32(0) - mean) * factor + beta
+    return FloatLayer(weight, bias)
 
 
 def _along(scale: Float, rank: int) -> Float:

@@ -35,6 +35,7 @@ from tvm_q4.quant import INT32_MAX, INT32_MIN, IntRange
 
 _FLAT = "quant_act_output.flat"
 _ONE = np.ones(1, np.float32)
+_ZERO = np.array(0, np.int32)
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Network:
 
     def _input(self, size: tuple[int, int]) -> Value:
         scale = self._scale(INPUT_ACT)
-        arrays = {"scale": np.float64(scale).reshape(()), "zero_point": np.int32(0).reshape(())}
+        arrays: Arrays = {"scale": np.array(scale, np.float64), "zero_point": _ZERO}
         self._emit(
             "quantize", INPUT_ACT, ["image"], arrays, qmin=-128, qmax=127, dtype="int8", axis=1,
             form="reciprocal", numerator=1.0, denominator=1.0,
@@ -104,10 +105,12 @@ class Network:
         conv = self.arch.first
         scale = self._scale(STREAM_ACT)
         ratio, size = self._conv(conv, x, scale, self.rounding)
-        window = {"pool_size": [3, 3], "strides": [2, 2], "padding": [1, 1, 1, 1]}
-        pooled = _size("pool", size, **window)
-        more = {"dilation": [1, 1], "ceil_mode": False, "dtype": "int32"}
-        self._emit("max_pool2d", "pool", [conv.name], {}, **window, **more)
+        kernel, strides, padding = [3, 3], [2, 2], [1, 1, 1, 1]
+        self._emit(
+            "max_pool2d", "pool", [conv.name], {}, pool_size=kernel, strides=strides,
+            padding=padding, dilation=[1, 1], ceil_mode=False, dtype="int32",
+        )  # fmt: skip
+        pooled = _size("pool", size, kernel, strides, padding)
         clamped = self.rounding == "half_even"
         limits = IntRange(0, 2**15 - 1 if clamped else INT32_MAX)
         return self._requantize("pool", ratio, Value(STREAM_ACT, scale, limits, pooled))
@@ -121,7 +124,7 @@ class Network:
         layer, ratio = fold_saturated(layer, ratio, x.range, rounding)
         strides, padding = [conv.stride] * 2, [conv.padding] * 4
         size = _size(conv.name, x.size, [conv.kernel] * 2, strides, padding)
-        arrays = {"weight": layer.weight, "bias": layer.bias.astype(np.int32)}
+        arrays: Arrays = {"weight": layer.weight, "bias": layer.bias.astype(np.int32)}
         self._emit(
             "conv2d", conv.name, [x.name], arrays, strides=strides, padding=padding,
             dilation=[1, 1], groups=1, zero_point=0, weight_bits=layer.bits,
@@ -191,7 +194,7 @@ class Network:
         scale = accumulator_scale(x.scale, layer.scale).astype(np.float64)
         self._emit(
             "dequantize", "logits", [OUTPUT],
-            {"scale": scale, "zero_point": np.int32(0).reshape(())},
+            {"scale": scale, "zero_point": _ZERO},
             qmin=INT32_MIN, qmax=INT32_MAX, dtype="float32", axis=1, form="multiply",
         )  # fmt: skip
 
