@@ -164,16 +164,21 @@ class CudaKernel:
                 for e in range(width)
             ]
         assert tensor.range is not None
-        bits, count = tensor.layout.bits, width * tensor.layout.bits // WORD_BITS
+        bits, signed, per = tensor.layout.bits, tensor.range.signed, WORD_BITS // tensor.layout.bits
+        found = self.load_words(i, place, c0, width)
+        return [words.element(found[e // per], e % per, bits, signed) for e in range(width)]
+
+    def load_words(self, i: int, place: tuple[Any, Any, Any], c0: Any, width: int) -> list[Any]:
+        """Words of `width` channels of the packed input `i`, from `c0` on."""
+        tensor = self.layer.inputs[i]
+        count = width * tensor.layout.bits // WORD_BITS
         lanes = min(_VECTOR, count)
         start = word_index(tensor, place, c0)
         found = []
         for v in range(count // lanes):
             vector = T.Bind(self.input(i, lanes)[tirx.floordiv(start, lanes) + v])
             found += [vector] if lanes == 1 else [tirx.Shuffle([vector], [k]) for k in range(lanes)]
-        per = WORD_BITS // bits
-        signed = tensor.range.signed
-        return [words.element(found[e // per], e % per, bits, signed) for e in range(width)]
+        return found
 
     def _quads(self, channel: Any) -> dict[tuple[int, str], list[Any]]:
         """Per-channel constants that the epilogue reads, for four channels."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from tvm_q4.schedules.cuda.conv2d import TensorCoreConv2d
 from tvm_q4.schedules.cuda.elementwise import Elementwise
 from tvm_q4.schedules.cuda.gather import Gather
+from tvm_q4.schedules.cuda.pool import Pool2d
 from tvm_q4.schedules.cuda.quantize import Quantize
 from tvm_q4.schedules.rule import ScheduleRule
 
-RULES: list[ScheduleRule] = [TensorCoreConv2d(), Quantize(), Gather(), Elementwise()]
+RULES: list[ScheduleRule] = [TensorCoreConv2d(), Pool2d(), Quantize(), Gather(), Elementwise()]

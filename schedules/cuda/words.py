@@ -25,11 +25,18 @@ def element(word: Any, index: Any, bits: int, signed: bool) -> Any:
         return (word << (top - index * bits)) >> top
     low = index * bits
     if signed:
-        high = WORD_BITS - bits - low
-        raised = word << tirx.const(high, "int32") if high else word
-        return raised >> tirx.const(WORD_BITS - bits, "int32")
+        return raised(word, index, bits) >> tirx.const(WORD_BITS - bits, "int32")
     shifted = word >> tirx.const(low, "int32") if low else word
     return shifted & tirx.const((1 << bits) - 1, "int32")
+
+
+def raised(word: Any, index: int, bits: int) -> Any:
+    """The int32 word shifted so that element `index` is in its highest bits.
+
+    Raised words compare as their elements do, whatever is in the bits below.
+    """
+    high = WORD_BITS - bits - index * bits
+    return word << tirx.const(high, "int32") if high else word
 
 
 def saturates(values: IntRange, bits: int) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cache
 
 import numpy as np
@@ -62,13 +62,15 @@ def check(
     arch: int,
     rules: list[ScheduleRule] | None = None,
     change: Change | None = None,
+    kinds: Collection[str] = (),
 ) -> tuple[Lowered, dict[str, int]]:
     """Require the reference executor's value of every tensor, bit for bit, halos included.
 
     What a movement between layers makes has no name in the trace; its readers show whether it is
     right.
 
-    Returns the lowered module and how often each instruction ran, over all kernels and inputs.
+    With `kinds` only layers of those kinds are run. Returns the lowered module and how often each
+    instruction ran, over all kernels and inputs.
     """
     lowered = lower(mod, arch, rules)
     reference = ReferenceExecutor(mod)
@@ -77,7 +79,7 @@ def check(
         tensors = {"input": x, "x": x} | reference.trace(x)
         tensors[f"{lowered.calls[-1].layer.inputs[0].name}.plain"] = reference.run(x)
         for call in lowered.calls:
-            if isinstance(call.choice.rule, Reader):
+            if isinstance(call.choice.rule, Reader) or (kinds and call.layer.kind not in kinds):
                 continue
             for name, count in _check_call(lowered, call, tensors, arch, change).items():
                 total[name] = total.get(name, 0) + count
