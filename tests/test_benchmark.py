@@ -6,12 +6,13 @@ import json
 
 import numpy as np
 import pytest
+import tvm
 
-from tests.library import tiny
+from tests.library import tiny, tiny_cuda
 from tvm_q4 import benchmark
 from tvm_q4.benchmark import bench
 from tvm_q4.errors import InputError
-from tvm_q4.library import Library, load
+from tvm_q4.library import Library, cuda_device, load
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +76,50 @@ def test_float_input_has_no_integers(tmp_path):
     library = load(tiny.write(tmp_path / "a.so", input=entry))
     with pytest.raises(InputError, match="stays float32"):
         bench(library, quantized=True)
+
+
+@pytest.fixture(scope="module")
+def cuda_path(tmp_path_factory):
+    return tiny_cuda.write_emulated(tmp_path_factory.mktemp("bench_cuda") / "tiny.so")
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """This machine's CPU in place of a GPU."""
+    device = cuda_device.CudaDevice(tvm.cpu(0), 80, "Test GPU")
+    monkeypatch.setattr(cuda_device, "open_device", lambda: device)
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("graph", [True, False])
+def test_on_a_gpu(cuda_path, graph):
+    result = bench(cuda_path, warmup=1, repeats=5, min_ms=0, cuda_graph=graph)
+    assert result["n"] == 5 and result["median_ms"] > 0
+    assert result["device"] == "Test GPU (sm_80)" and result["timer"] == "device events"
+    assert result["cuda_graph"] is graph
+    json.dumps(result)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_least_duration_on_a_gpu(cuda_path):
+    result = bench(cuda_path, warmup=0, repeats=1, min_ms=5)
+    assert result["n"] * result["mean_ms"] >= 5
+
+
+@pytest.mark.usefixtures("gpu")
+def test_layers_on_a_gpu(cuda_path):
+    library = load(cuda_path)
+    rows = bench(library, warmup=0, repeats=5, min_ms=0, layers=True)["layers"]
+    assert [(row["layer"], row["kernel"]) for row in rows] == [
+        ("input", "quantize_input_sm80"),
+        ("double", "double_sm80"),
+        ("fc", "head_sm80"),
+    ]
+    assert all(row["ms"] > 0 for row in rows)
+    x = np.random.default_rng(0).normal(0, 3, (3, 3, 4, 5)).astype(np.float32)
+    assert np.array_equal(library.run(x), tiny.expected(tiny.quantize(x)))
+
+
+def test_on_the_cpu_the_wall_clock_is_read(library):
+    result = bench(library, warmup=0, repeats=1, min_ms=0)
+    assert (result["device"], result["timer"], result["cuda_graph"]) == ("cpu", "wall clock", False)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tvm_q4.device_timer import time_calls
 from tvm_q4.errors import InputError
 from tvm_q4.library import Library, load, set_threads
 from tvm_q4.sample_input import sample_input
 
 _NS = 1e-6  # milliseconds in a nanosecond
 _BUILTIN = "vm.builtin."
+_LAUNCHES = 10
+"""Launches of a kernel between two events: one alone would time the launch."""
 
 
 def bench(
@@ -27,13 +32,16 @@ def bench(
     layers: bool = False,
     quantized: bool = False,
     threads: int | None = None,
+    cuda_graph: bool | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Latency of one batch.
 
-    A time is the wall clock around one call of the network on a tensor that lies ready in memory.
-    It includes the library's input quantization and the allocation of the result, not the copy of
-    either from or to NumPy.
+    A time is that of one call of the network on a tensor that lies ready in memory. It includes the
+    library's input quantization and the allocation of the result, not the copy of either from or to
+    NumPy. On the CPU it is the wall clock around the call. On a GPU it is the time between two
+    events in its stream, around one call that finds the GPU idle: what the GPU then waits for the
+    host to launch its kernels, or their one CUDA graph, is in it.
 
     Parameters
     ----------
@@ -49,7 +57,7 @@ def bench(
         Also time every kernel, in a second series of calls.
     quantized : bool
         Feed integers, so that the input's quantization is left out.
-    threads : int, optional
+    threads, cuda_graph : optional
         See `tvm_q4.load`.
     seed : int
         Seed of the random input.
@@ -59,7 +67,9 @@ def bench(
     dict
         ``median_ms``, ``p10_ms``, ``p90_ms``, ``p99_ms``, ``mean_ms``, ``best_ms`` for the batch,
         ``n`` (counted calls), ``warmup``, ``batch``, ``images_per_second`` (from the median),
-        ``threads``, ``input`` (dtype), ``layers`` (see `bench_layers`; empty without `layers`).
+        ``threads``, ``input`` (dtype), ``device``, ``timer`` ("wall clock" or "device events"),
+        ``cuda_graph`` (whether one was replayed), ``layers`` (see `bench_layers`; empty without
+        `layers`).
 
     Raises
     ------
@@ -71,10 +81,11 @@ def bench(
         raise InputError(msg)
     if threads is not None:
         set_threads(threads)
-    lib = library if isinstance(library, Library) else load(library)
+    lib = library if isinstance(library, Library) else load(library, cuda_graph=cuda_graph)
     x = _input(lib, quantized, seed)
+    lib.invoke(x)
     function, tensor = lib.function(str(x.dtype)), lib.tensor(x)
-    times = _time(lambda: function(tensor), warmup, repeats, min_ms)
+    times = _timer(lib)(function, tensor, warmup, repeats, min_ms)
     rows = bench_layers(lib, x, warmup=warmup, repeats=max(5, repeats // 5)) if layers else []
     median = float(np.median(times))
     return {
@@ -88,6 +99,9 @@ def bench(
         "images_per_second": lib.input.batch * 1e3 / median,
         "threads": thread_count(),
         "input": str(x.dtype),
+        "device": lib.device,
+        "timer": "device events" if _on_gpu(lib) else "wall clock",
+        "cuda_graph": lib.cuda_graph,
         "layers": rows,
     }
 
@@ -107,23 +121,37 @@ def bench_layers(lib: Library, x: NDArray, *, warmup: int, repeats: int) -> list
     -------
     list of dict
         ``layer``, ``kernel``, ``op``, ``bits`` (such as ``w4a4``; None where a kernel is no
-        convolution or linear layer), ``ms`` (median) and ``share`` of the sum. Each time holds a
-        few microseconds of the measurement itself.
+        convolution or linear layer), ``ms`` (median) and ``share`` of the sum. On the CPU each time
+        holds a few microseconds of the measurement itself. On a GPU it is the mean of ten launches
+        in a row between two events, in which a layer finds its data in the cache more often than in
+        the network.
     """
     from tvm_q4.library.trace import expected_calls
 
+    function, tensor = lib.function(str(x.dtype), plain=True), lib.tensor(x)
+    if _on_gpu(lib):
+        timer = _KernelTimer(lib.open().device, repeats)
+        with lib.instrumented(timer):
+            function(tensor)
+        names, ms = timer.names, np.array(timer.ms)
+    else:
+        names, ms = _stopwatch_times(lib, lambda: function(tensor), warmup, repeats)
+    return _rows(lib, names, ms, expected_calls(lib.metadata, str(x.dtype)))
+
+
+def _stopwatch_times(
+    lib: Library, call: Callable[[], Any], warmup: int, repeats: int
+) -> tuple[list[str], NDArray[np.float64]]:
+    """Kernels of one run, and the median time of each in milliseconds."""
     series: list[list[tuple[str, int]]] = []
-    function, tensor = lib.function(str(x.dtype)), lib.tensor(x)
     for i in range(warmup + repeats):
         stopwatch = _Stopwatch()
         with lib.instrumented(stopwatch):
-            function(tensor)
+            call()
         if i >= warmup:
             series.append(stopwatch.times)
     ms = np.median([[t for _, t in run] for run in series], axis=0) * _NS
-    return _rows(
-        lib, [name for name, _ in series[0]], ms, expected_calls(lib.metadata, str(x.dtype))
-    )
+    return [name for name, _ in series[0]], ms
 
 
 def thread_count() -> int:
@@ -148,6 +176,26 @@ class _Stopwatch:
         return 0
 
 
+class _KernelTimer:
+    """Instrument that launches each kernel several times more, for the GPU's clock to time."""
+
+    def __init__(self, device: Any, repeats: int) -> None:
+        self._device, self._repeats = device, repeats
+        self.names: list[str] = []
+        self.ms: list[float] = []
+
+    def __call__(self, func: Any, name: str, before: bool, _result: Any, *args: Any) -> int:
+        if before and not name.startswith(_BUILTIN):
+            times = time_calls(func, args, self._device, self._repeats, _LAUNCHES)
+            self.names.append(name)
+            self.ms.append(float(np.median(times)))
+        return 0
+
+
+def _on_gpu(lib: Library) -> bool:
+    return str(lib.metadata["target"]["kind"]) == "cuda"
+
+
 def _input(lib: Library, quantized: bool, seed: int) -> NDArray:
     dtype = lib.input.dtype
     if quantized:
@@ -157,18 +205,45 @@ def _input(lib: Library, quantized: bool, seed: int) -> NDArray:
     return sample_input(lib.metadata, lib.input.batch, dtype=dtype, seed=seed)
 
 
-def _time(call: Callable[[], Any], warmup: int, repeats: int, min_ms: float) -> NDArray[np.float64]:
+def _timer(lib: Library) -> Callable[..., NDArray[np.float64]]:
+    """What times calls of a function on a tensor; see `_time`."""
+    if not _on_gpu(lib):
+        return _time
+    return partial(_device_time, lib.open().device)
+
+
+def _time(
+    function: Callable[[Any], Any], tensor: Any, warmup: int, repeats: int, min_ms: float
+) -> NDArray[np.float64]:
     """Milliseconds of each counted call."""
     for _ in range(warmup):
-        call()
+        function(tensor)
     times: list[int] = []
     total = 0
     while len(times) < repeats or total * _NS < min_ms:
         start = time.perf_counter_ns()
-        call()
+        function(tensor)
         times.append(time.perf_counter_ns() - start)
         total += times[-1]
     return np.array(times, np.float64) * _NS
+
+
+def _device_time(
+    device: Any,
+    function: Callable[[Any], Any],
+    tensor: Any,
+    warmup: int,
+    repeats: int,
+    min_ms: float,
+) -> NDArray[np.float64]:
+    """Milliseconds of each counted call, by the device's clock."""
+    for _ in range(warmup):
+        function(tensor)
+    times = time_calls(function, [tensor], device, repeats)
+    while times.sum() < min_ms:
+        missing = math.ceil((min_ms - times.sum()) / max(times.mean(), 1e-3))
+        times = np.concatenate([times, time_calls(function, [tensor], device, missing)])
+    return times
 
 
 def _rows(

@@ -36,6 +36,11 @@ if TYPE_CHECKING:
     "--quantized", is_flag=True, help="Feed integers: leave out the input's quantization."
 )
 @click.option("--threads", type=COUNT, help="Threads; all physical cores where not given.")
+@click.option(
+    "--cuda-graph/--no-cuda-graph",
+    default=None,
+    help="Replay a CUDA graph, or not; where not given, for batches of at most 8.",
+)
 def command(options: Options, *, library: Path, **arguments: Any) -> None:
     """Measure the latency of one batch of LIBRARY."""
     import tvm_q4
@@ -50,8 +55,7 @@ def _show(console: Console, result: dict[str, Any]) -> None:
     times = ", ".join(f"{p} {result[f'{p}_ms']:.3f}" for p in ("p10", "p90", "p99"))
     console.print(
         f"median {result['median_ms']:.3f} ms ({times}); batch {result['batch']}, "
-        f"threads {result['threads']}, {result['n']} runs, "
-        f"{result['images_per_second']:.0f} images/s"
+        f"{_where(result)}, {result['n']} runs, {result['images_per_second']:.0f} images/s"
     )
     if not result["layers"]:
         return
@@ -64,3 +68,9 @@ def _show(console: Console, result: dict[str, Any]) -> None:
         share = f"{row['share']:.1%}"
         table.add_row(row["layer"], row["bits"] or "", row["kernel"], f"{row['ms']:.4f}", share)
     console.print(table)
+
+
+def _where(result: dict[str, Any]) -> str:
+    if result["device"] == "cpu":
+        return f"threads {result['threads']}"
+    return f"{result['device']}, {'one CUDA graph' if result['cuda_graph'] else 'single launches'}"

@@ -46,6 +46,10 @@ class Backend:
         """
         raise NotImplementedError
 
+    def call(self, function: Callable[[Any], Any], tensor: Any) -> Any:
+        """Result of a function of the virtual machine, with errors that name the library."""
+        return function(tensor)
+
     def owns(self, x: Any) -> bool:
         """Whether `x` is a tensor in the memory of a device, which is used where it lies."""
         raise NotImplementedError

@@ -72,15 +72,21 @@ class CudaBackend(Backend):
         graph = "" if plain or not self.cuda_graph else "_graph"
         function = _function(self._vm, f"{name}{graph}{self._suffix}")
         assert function is not None, f"the library has no function {name}{graph}{self._suffix}"
+        return function
 
-        def call(tensor: Any) -> Any:
-            try:
-                return function(tensor)
-            except Exception as error:  # TVM's and CUDA's, of several kinds
-                msg = f"library '{self.path}' failed on {self.device_name}: {first_line(error)}"
-                raise LibraryError(msg) from error
+    def call(self, function: Callable[[Any], Any], tensor: Any) -> Any:
+        """Result of a function of the virtual machine.
 
-        return call
+        Raises
+        ------
+        LibraryError
+            For whatever TVM or CUDA refuses.
+        """
+        try:
+            return function(tensor)
+        except Exception as error:  # of several kinds
+            msg = f"library '{self.path}' failed on {self.device_name}: {first_line(error)}"
+            raise LibraryError(msg) from error
 
     def owns(self, x: Any) -> bool:
         """Whether `x` is a DLPack tensor on a device of the GPU's kind."""
@@ -128,10 +134,12 @@ class CudaBackend(Backend):
         """
         x = self.view(x, spec.name)
         spec.check_device(x.shape, str(x.dtype))
-        call = function(str(x.dtype))
+        chosen = function(str(x.dtype))
         # Kernels refuse a view that begins behind its tensor's begin, so pieces are copied.
         whole = x.shape[0] == spec.batch and x.data_ptr() % ALIGNMENT == 0
-        parts = [call(part if whole else self._copy(part)) for part in _split(x, spec.batch)]
+        parts = [
+            self.call(chosen, part if whole else self._copy(part)) for part in _split(x, spec.batch)
+        ]
         if out is None and len(parts) == 1:
             return parts[0]
         shape, dtype = (x.shape[0], *parts[0].shape[1:]), str(parts[0].dtype)

@@ -192,7 +192,8 @@ class Library:
 
     def invoke(self, batch: NDArray, *, plain: bool = False) -> Any:
         """TVM tensor of the result for exactly one checked batch; for `plain` see `function`."""
-        return self.function(str(batch.dtype), plain=plain)(self.tensor(batch))
+        function = self.function(str(batch.dtype), plain=plain)
+        return self.open().call(function, self.tensor(batch))
 
     def instrumented(self, callback: Callable[..., Any]) -> _Instrumented:
         """Context in which every call of a run goes to `callback`.
