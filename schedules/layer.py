@@ -185,6 +185,8 @@ def _value_bounds(op: Op, args: list[tuple[int, int]]) -> tuple[tuple[int, int],
         return (min(0, (args[0][0] - z) * n), max(0, (args[0][1] - z) * n)), False
     if op.kind == "quantize":
         return (a["qmin"], a["qmax"]), False
+    if op.kind == "concat":
+        return (min(lo for lo, _ in args), max(hi for _, hi in args)), False
     return args[0], False
 
 
@@ -294,7 +296,8 @@ def layer_from_function(
                 op.bounds, op.narrow = _value_bounds(op, args)
                 _use_high_words(op, args)
             ref: Ref = ("op", len(layer_ops))
-            ranges[ref] = declared_range(kind, attrs, dtype, ranges[op_refs[0]])
+            operand = IntRange(*op.bounds) if kind == "concat" else ranges[op_refs[0]]
+            ranges[ref] = declared_range(kind, attrs, dtype, operand)
             layer_ops.append(op)
             shapes.append(tuple(int(d) for d in b.value.ty.shape))
             refs[b.var] = ref
