@@ -17,8 +17,8 @@ Units of an SM are its tensor cores, its shared memory (what ``ldmatrix`` reads 
 and what the copies write), its issue slots (copies, widening, epilogue) and its port to L2. A chain
 is the fill of the pipeline (one DRAM latency and the first stage), the steps of the main loop, and
 the epilogue. A step takes what its own CTA needs of the slowest unit and a barrier, or else the
-latency of a load over the stages in flight. The two stages of sm_75 are one step ahead: registers
-hold the loads of the next one.
+latency of a load (in a queue) over the stages in flight. The two stages of sm_75 are one step
+ahead: registers hold the loads of the next one.
 
 Sources. The wave and L2 terms are those of the roofline's tile bound (performance.md, section 4);
 feed ratios of warp tiles and the fixed practices are its section 6, widening is its section 1.
@@ -70,6 +70,9 @@ SETUP_CYCLES = 1200.0
 
 STEP_CYCLES = 60.0
 """Barrier and first fragment loads of a step that no other work of the CTA hides."""
+
+QUEUE = 1.5
+"""Latency of loads that wait behind others, over that of a lone one; an assumption."""
 
 SOLO_WARP = 0.75
 """Part of a sub-core's tensor rate that one warp reaches; two reach all of it."""
@@ -148,7 +151,7 @@ def predict_us(shape: GemmShape, tile: Tile, device: Device) -> Prediction:
         With infinite `us` and no parts where the tile does not fit the device, or the device has no
         tensor path for ``bits_mma``.
     """
-    resident = occupancy(tile, device, shape.b_ratio)
+    resident = occupancy(tile, device, shape.b_ratio, shape.skip_bytes > 0)
     if resident == 0 or (shape.bits_mma == 4 and not device.has_int4):
         return Prediction(float("inf"), {})
     clock = device.clock_ghz * 1e3  # cycles per microsecond
@@ -165,7 +168,8 @@ def predict_us(shape: GemmShape, tile: Tile, device: Device) -> Prediction:
     fill = SETUP_CYCLES + device.dram_latency_ns * clock / 1e3 + step.port
     finish, moved = _finish(shape, tile, device)
     epilogue = finish * alone + moved / PORT_BYTES_CLK + latency
-    chain = fill + steps * max(busy, latency / max(1, tile.stages - 1)) + epilogue
+    wait = QUEUE * latency / max(1, tile.stages - 1)
+    chain = fill + steps * max(busy, wait) + epilogue
 
     # The unit of the SM that it keeps busy longest when it has company.
     together = _slowdown(tile.warps * min(resident, blocks))

@@ -38,6 +38,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from types import MappingProxyType
 
 from tvm.target import Target
@@ -217,6 +218,7 @@ DEVICES: Mapping[str, Device] = MappingProxyType(
 """Every device that can be named, by name."""
 
 
+@lru_cache(maxsize=64)
 def family_of(target: Target) -> int:
     """Kernel family of a CUDA target: 75, 80 (sm_80 to sm_89) or 90 (sm_90 and later).
 
@@ -228,6 +230,7 @@ def family_of(target: Target) -> int:
     return family_of_arch(_arch_of(target))
 
 
+@lru_cache(maxsize=64)
 def device_of(target: Target) -> Device:
     """The device whose figures choose tiles for a CUDA target.
 

@@ -1,9 +1,9 @@
 """The implicit GEMM of a layer, how a kernel tiles it, and what such a kernel takes of an SM.
 
 Registers are estimated as accumulators, fragments of one step, words staged by the copies (sm_75),
-a pointer a copy, and `BASE_REGISTERS`, rounded up to the unit of 8 in which they are allocated.
-nvcc takes more for large tiles (220 for 200) and less for small ones, because it keeps loads in
-flight where registers are left; what counts is that as many CTAs fit an SM, and
+a pointer a copy, `BASE_REGISTERS` and what a residual takes, rounded up to the unit of 8 in which
+they are allocated. nvcc takes more for large tiles (220 for 200) and less for small ones, because
+it keeps loads in flight where registers are left; what counts is that as many CTAs fit an SM, and
 ``tests/schedules/cuda/resources.py`` is the gate for that. Shared memory is the stages of both
 operands; the epilogue needs none.
 """
@@ -26,6 +26,9 @@ MAX_THREADS = 1024
 REGISTER_UNIT = 8
 BASE_REGISTERS = 32
 """Loop counters, shared-memory addresses, descriptors of the convolution."""
+
+SKIP_REGISTERS = 16
+"""Residuals, and their constants, that the epilogue holds beside the sums."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ class Resources:
 
 
 @lru_cache(maxsize=4096)
-def resources(tile: Tile, family: int, b_ratio: float = 1.0) -> Resources:
+def resources(tile: Tile, family: int, b_ratio: float = 1.0, residual: bool = False) -> Resources:
     """Estimate what a CTA of the kernel takes.
 
     Parameters
@@ -127,6 +130,8 @@ def resources(tile: Tile, family: int, b_ratio: float = 1.0) -> Resources:
         75, 80 or 90.
     b_ratio : float
         `GemmShape.b_ratio`.
+    residual : bool
+        Whether the epilogue adds a residual.
     """
     threads = WARP * tile.warps
     stage = int((tile.bm + tile.bn * b_ratio) * tile.bk_bytes)
@@ -136,6 +141,7 @@ def resources(tile: Tile, family: int, b_ratio: float = 1.0) -> Resources:
     staged = chunks * CHUNK_BYTES // WORD_BYTES if family == 75 else 0
     accumulators = tile.wm * tile.wn // WARP
     registers = accumulators + fragments + staged + chunks + BASE_REGISTERS
+    registers += SKIP_REGISTERS if residual else 0
     return Resources(threads, tile.stages * stage, _allocated(registers))
 
 
@@ -157,12 +163,12 @@ def blocks_per_sm(used: Resources, device: Device) -> int:
     return min(by_shared, warps // (used.threads // WARP), device.blocks_per_sm)
 
 
-def occupancy(tile: Tile, device: Device, b_ratio: float = 1.0) -> int:
+def occupancy(tile: Tile, device: Device, b_ratio: float = 1.0, residual: bool = False) -> int:
     """CTAs of the kernel that an SM holds at a time; 0 where the tile does not fit.
 
     Parameters are those of `resources`.
     """
-    return blocks_per_sm(resources(tile, device.family, b_ratio), device)
+    return blocks_per_sm(resources(tile, device.family, b_ratio, residual), device)
 
 
 def _allocated(registers: int) -> int:

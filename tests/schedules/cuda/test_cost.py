@@ -36,6 +36,10 @@ def test_resources_of_a_large_tile():
     assert resources(dataclasses.replace(LARGE, stages=2), 75) == Resources(128, 2 * 16384, 232)
 
 
+def test_a_residual_takes_registers():
+    assert resources(LARGE, 80, residual=True).registers == 216
+
+
 def test_weights_of_twice_the_bytes_take_twice_the_shared_memory():
     assert resources(LARGE, 90, b_ratio=2.0).shared == 3 * (128 + 256) * 64
 
