@@ -19,6 +19,12 @@ def windows_of(node: NodeView, x: Value) -> Windows:
         raise node.unsupported("attribute 'kernel_shape' is missing")
     kernel = positives(node, "kernel_shape")
     strides, dilation = positives(node, "strides"), positives(node, "dilations")
+    beyond = any(t > k for t, k in zip(strides, kernel, strict=True))
+    if beyond and node.text("auto_pad", "NOTSET").startswith("SAME"):
+        raise node.unsupported(
+            f"auto_pad with strides {strides} beyond the window {kernel} would drop pixels in some "
+            "runtimes; state the pads"
+        )
     padding = explicit_padding(node, x.shape[2:], kernel, strides, dilation)
     reach = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
     if any(p >= r for p, r in zip(padding, reach * 2, strict=True)):

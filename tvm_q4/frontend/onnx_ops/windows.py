@@ -37,9 +37,14 @@ def explicit_padding(
         return [0, 0, 0, 0]
     if mode not in ("SAME_UPPER", "SAME_LOWER"):
         raise node.unsupported(f"auto_pad {mode!r} is unknown")
+    if list(dilation) != [1, 1]:
+        raise node.unsupported(
+            f"auto_pad with dilations {list(dilation)} means different paddings to different "
+            "runtimes; state the pads"
+        )
     less, more = [], []
-    for n, k, s, d in zip(size, kernel, strides, dilation, strict=True):
-        total = max((-(-n // s) - 1) * s + d * (k - 1) + 1 - n, 0)
+    for n, k, s in zip(size, kernel, strides, strict=True):
+        total = max((-(-n // s) - 1) * s + k - n, 0)
         less.append(total // 2)
         more.append(total - total // 2)
     return [*less, *more] if mode == "SAME_UPPER" else [*more, *less]
