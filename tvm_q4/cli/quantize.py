@@ -20,6 +20,7 @@ _TRAINING = (
     "epochs", "learning_rate", "schedule", "weight_decay", "augment", "distill", "temperature",
     "device", "workers",
 )  # fmt: skip
+_EQUALIZE: dict[str, Any] = {"auto": "auto", "on": True, "off": False}
 
 
 @verb(
@@ -67,13 +68,13 @@ _TRAINING = (
 )
 @click.option(
     "--equalize",
-    type=click.Choice(["auto", "on", "off"]),
-    help="Post-training: equalize channels across layers.  [default: auto]",
+    type=click.Choice(list(_EQUALIZE)),
+    help="Post-training: equalize channels across layers.  [default: off]",
 )
 @click.option(
     "--bias-correction/--no-bias-correction",
     default=None,
-    help="Post-training: correct the mean of each channel.  [default: yes]",
+    help="Post-training: correct the mean of each channel.  [default: no]",
 )
 @click.option(
     "--train", type=PATH, metavar="DATA", help="Labelled images: quantization-aware training."
@@ -130,6 +131,8 @@ def command(
     import tvm_q4
 
     post_training = _given(arguments, _POST_TRAINING)
+    if "equalize" in post_training:
+        post_training["equalize"] = _EQUALIZE[post_training["equalize"]]
     hyper = _given(arguments, _TRAINING)
     if train is None:
         for name in (*hyper, *(n for n, v in (("method", method), ("workdir", workdir)) if v)):

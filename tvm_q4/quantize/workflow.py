@@ -115,8 +115,9 @@ def quantize_model(
     history: list[EpochResult] | None = None
     if train is None:
         program = quantize_ptq(
-            source.program, source.example, batches, bits, **common, **(post_training or {})
-        )
+            source.program, source.example, batches, bits,
+            seed=seed, **common, **(post_training or {}),
+        )  # fmt: skip
     else:
         labelled = open_data(train, source.input, transform=transform, classes=classes)
         options = replace(training or TrainingOptions(), batch_size=batch_size, seed=seed)

@@ -22,7 +22,7 @@ _ORDER, _IMAGES = 1, 2
 """What a random generator is for; kept apart so that no two draw the same numbers."""
 
 
-class EpochBatches(TorchDataset[tuple[Tensor, Tensor]]):
+class EpochBatches(TorchDataset[tuple[Tensor, Tensor]]):  # type: ignore[misc]  # torch is untyped
     """One process's share of the batches of one epoch, by step.
 
     Parameters

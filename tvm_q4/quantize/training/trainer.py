@@ -132,8 +132,9 @@ class _Run:
         self.settings = {**options.settings(), "images": data.count, **settings}
         layout = torch.channels_last
         self.model = model.to(place.device, memory_format=layout)
-        wanted = teacher is not None and options.distill > 0
-        self.teacher = teacher.to(place.device, memory_format=layout) if wanted else None
+        self.teacher: nn.Module | None = None
+        if teacher is not None and options.distill > 0:
+            self.teacher = teacher.to(place.device, memory_format=layout)
         self.optimizer = make_optimizer(model, options)
         self.steps = data.count // options.batch_size
         self.schedule = make_schedule(self.optimizer, options, options.epochs * self.steps)
@@ -157,6 +158,8 @@ class _Run:
             self.sums["seconds"] += now - started
             started = now
             if now - saved >= SAVE_SECONDS and self.step < self.steps:
+                loss = self.sums["loss"] / self.sums["seen"]
+                logger.info("step %d/%d: loss %.4f", self.step, self.steps, loss)
                 self.save()
                 saved = now
         self._finish_epoch()
