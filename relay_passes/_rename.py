@@ -7,7 +7,7 @@ from typing import Any
 import tvm
 from tvm import relax
 
-from tvm_q4._compat import PyExprMutator, mutator
+from tvm_q4._compat import PyExprMutator, mutator, set_type
 
 
 @mutator
@@ -24,7 +24,11 @@ def rename(
     functions: dict[tvm.ir.GlobalVar, Any], names: dict[str, str]
 ) -> dict[tvm.ir.GlobalVar, Any]:
     """Functions under other names, and every reference to them in Relax functions."""
-    new = {old: tvm.ir.GlobalVar(name) for old, name in names.items()}
+    new = {}
+    for gv in functions:
+        if gv.name_hint in names:
+            new[gv.name_hint] = tvm.ir.GlobalVar(names[gv.name_hint])
+            set_type(new[gv.name_hint], gv.ty)
     renamer = _Renamed(new)
     return {
         new.get(gv.name_hint, gv): renamer.visit_expr(f) if isinstance(f, relax.Function) else f

@@ -43,6 +43,7 @@ _TVM_NAMES = {
     "register_op": ("tvm.ir._ffi_api", "RegisterOp"),
     "register_tir_pipeline": ("tvm.tirx.compilation_pipeline", "register_tir_pipeline"),
     "s_tir": ("tvm", "s_tir"),  # tvm.tir until 0.23
+    "set_type": ("tvm.relax.expr", "_update_type"),  # _update_struct_info until 0.25
     "target_has_features": ("tvm.target.codegen", "target_has_features"),
     "tirx": ("tvm", "tirx"),  # tvm.tir until 0.23
 }

@@ -1,8 +1,8 @@
 """Tensor-core instructions by family, and the emission of one step along k.
 
 In bytes all shapes of PTX's ``mma`` are one pattern: a register of lane ``4 * g + t`` holds the
-four bytes ``4t .. 4t + 3`` of row ``g``, which is what ``ldmatrix`` hands out. On sm_75 a step takes 16
-bytes of k (m8n8k16 or m8n8k32), from sm_80 on 32 bytes (m16n8k32 or m16n8k64).
+four bytes ``4t .. 4t + 3`` of row ``g``, which is what ``ldmatrix`` hands out. On sm_75 a step
+takes 16 bytes of k (m8n8k16 or m8n8k32), from sm_80 on 32 bytes (m16n8k32 or m16n8k64).
 
 Where int8 products meet 4-bit activations (no int4 tensor cores from sm_90 on, or 8-bit weights),
 activations stay packed in memory and are widened in registers: two logic instructions a register

@@ -37,8 +37,10 @@ def tiles(layer: Layer, form: MmaForm, target: Target) -> list[Params]:
     # Four lanes store a run of channels: with 4 bits, a narrow warp's fill half a sector.
     halves_stores = any(t.layout.bits == 4 for _, t in layer.outputs)
     out: list[Params] = []
-    for tile in _family_tiles(form.family, form.widen, shared):
-        if _too_large(tile.bm, extents[0], _BLOCKS_M) or _too_large(tile.bn, extents[1], _BLOCKS_N):
+    choices = _family_tiles(form.family, form.widen, shared)
+    sizes_m, sizes_n = sorted({t.bm for t in choices}), sorted({t.bn for t in choices})
+    for tile in choices:
+        if _too_large(tile.bm, extents[0], sizes_m) or _too_large(tile.bn, extents[1], sizes_n):
             continue
         slabs = -(-ConvShape(layer, tile.bn, form.channels).chunks * CHUNK_BYTES // tile.bk_bytes)
         if tile.stages > max(2, slabs) or (halves_stores and tile.wn < _WARPS_N[-1] <= tile.bn):
@@ -50,7 +52,7 @@ def tiles(layer: Layer, form: MmaForm, target: Target) -> list[Params]:
     return out
 
 
-def _too_large(block: int, extent: int, sizes: tuple[int, ...]) -> bool:
+def _too_large(block: int, extent: int, sizes: list[int]) -> bool:
     """Whether the next smaller block would hold the whole extent."""
     smaller = [s for s in sizes if s < block]
     return bool(smaller) and smaller[-1] >= extent
