@@ -77,24 +77,20 @@ class CudaKernel:
         if scratch is not None:
             self._scratch = T.arg("scratch", T.buffer(scratch, "int32"))
         self._outputs = [self._argument(f"y{k}", t) for k, (_, t) in enumerate(layer.outputs)]
-        self._views: dict[tuple[Any, int], Any] = {}
 
     @staticmethod
     def _argument(name: str, tensor: Tensor) -> Any:
         return T.arg(name, T.buffer(tensor.physical_shape, tensor.physical_dtype))
 
     def view(self, buffer: Any, lanes: int = 1) -> Any:
-        """A flat view of an argument with vectors as elements; make views inside the launch.
+        """A flat view of an argument with vectors as elements, for the scope that it is made in.
 
         Vectors as elements, because TVM turns vector accesses into scalar ones where it cannot
         prove that an index is aligned.
         """
-        key = (buffer, lanes)
-        if key not in self._views:
-            size = int(np.prod([int(d) for d in buffer.shape], dtype=np.int64))
-            dtype = str(buffer.dtype) if lanes == 1 else f"{buffer.dtype}x{lanes}"
-            self._views[key] = T.decl_buffer((size // lanes,), dtype, data=buffer.data)
-        return self._views[key]
+        size = int(np.prod([int(d) for d in buffer.shape], dtype=np.int64))
+        dtype = str(buffer.dtype) if lanes == 1 else f"{buffer.dtype}x{lanes}"
+        return T.decl_buffer((size // lanes,), dtype, data=buffer.data)
 
     def input(self, i: int, lanes: int = 1) -> Any:
         """Flat view of external input `i`."""
@@ -111,10 +107,6 @@ class CudaKernel:
     def scratch(self, lanes: int = 1) -> Any:
         """Flat view of the scratch tensor."""
         return self.view(self._scratch, lanes)
-
-    def forget_views(self) -> None:
-        """Make views anew, in another launch of the same function."""
-        self._views.clear()
 
     def param(self, index: int, name: str, channel: Any, place: tuple[Any, Any, Any]) -> Any:
         """One channel's constant of an operator, where it may differ by position."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tvm_q4.schedules.cuda.concat import Concat
 from tvm_q4.schedules.cuda.conv2d import TensorCoreConv2d
 from tvm_q4.schedules.cuda.elementwise import Elementwise
 from tvm_q4.schedules.cuda.gather import Gather
@@ -9,4 +10,6 @@ from tvm_q4.schedules.cuda.pool import Pool2d
 from tvm_q4.schedules.cuda.quantize import Quantize
 from tvm_q4.schedules.rule import ScheduleRule
 
-RULES: list[ScheduleRule] = [TensorCoreConv2d(), Pool2d(), Quantize(), Gather(), Elementwise()]
+RULES: list[ScheduleRule] = [
+    TensorCoreConv2d(), Pool2d(), Quantize(), Concat(), Gather(), Elementwise(),
+]  # fmt: skip

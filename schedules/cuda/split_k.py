@@ -50,7 +50,6 @@ def emit_reduction(kernel: CudaKernel, shape: ConvShape, tile: Tile) -> None:
     runs = channels // _RUN
     total = rows * runs
     blocks = -(-total // THREADS)
-    kernel.forget_views()
     with T.launch_thread("blockIdx.x", blocks) as bx:
         with T.launch_thread("threadIdx.x", THREADS) as tx:
             thread = T.Bind(bx * THREADS + tx)
