@@ -48,6 +48,10 @@ class ScheduleRule(ABC):
     def predict(self, layer: Layer, target: Target, params: Params) -> float:
         """Predicted cost: microseconds on GPUs, cycles on CPUs (to compare within one layer)."""
 
+    def costs(self, layer: Layer, target: Target, space: list[Params]) -> list[float]:
+        """Predicted cost of every setting of `space`."""
+        return [self.predict(layer, target, params) for params in space]
+
     @abstractmethod
     def schedule(self, layer: Layer, target: Target, params: Params, symbol: str) -> tirx.PrimFunc:
         """The function named `symbol`.
@@ -97,6 +101,7 @@ def select(
             return Choice(rule, tuned.params, "measured")
         if len(space) == 1:
             return Choice(rule, space[0], "fallback")
-        return Choice(rule, min(space, key=lambda p: rule.predict(layer, target, p)), "predicted")
+        costs = rule.costs(layer, target, space)
+        return Choice(rule, space[costs.index(min(costs))], "predicted")
     msg = f"no schedule rule applies to layer {layer.name!r} ({layer.kind}) on target {target}"
     raise UnsupportedError(msg)

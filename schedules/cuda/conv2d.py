@@ -46,8 +46,12 @@ class TensorCoreConv2d(ScheduleRule):
 
     def predict(self, layer: Layer, target: Target, params: Params) -> float:
         """Predicted microseconds by the device's tile model."""
-        tile, form = _tile(params), _form(layer, target)
-        return tile_space.predict(layer, form, _shape(layer, tile, form), tile, target)
+        return self.costs(layer, target, [params])[0]
+
+    def costs(self, layer: Layer, target: Target, space: list[Params]) -> list[float]:
+        """Predicted microseconds of every setting."""
+        tiles = [_tile(params) for params in space]
+        return tile_space.predict(layer, _form(layer, target), tiles, target)
 
     def executes_as(self, layer: Layer, target: Target, params: Params) -> str:
         """Operand types and instruction, such as ``u4s4 mma.m16n8k64``."""

@@ -23,7 +23,7 @@ NAMES = ("bm", "bn", "bk", "wm", "wn", "stages", "split_k")
 _BLOCKS_M, _BLOCKS_N = (16, 32, 64, 128, 256), (32, 64, 128)
 _WARPS_M, _WARPS_N = (16, 32, 64), (32, 64)
 _SLABS = (32, 64, 128)
-_STAGES = (2, 3, 4, 5)
+_STAGES = (3, 4, 2, 5)  # in the order in which equal predictions are taken
 _SPLITS = (1, 2, 4, 8, 16)
 _MOST_THREADS = 256
 _MOST_REGISTERS = 232
@@ -39,10 +39,11 @@ def tiles(layer: Layer, form: MmaForm, target: Target) -> list[Params]:
     out: list[Params] = []
     choices = _family_tiles(form.family, form.widen, shared)
     sizes_m, sizes_n = sorted({t.bm for t in choices}), sorted({t.bn for t in choices})
+    chunks = {bn: ConvShape(layer, bn, form.channels).chunks for bn in sizes_n}
     for tile in choices:
         if _too_large(tile.bm, extents[0], sizes_m) or _too_large(tile.bn, extents[1], sizes_n):
             continue
-        slabs = -(-ConvShape(layer, tile.bn, form.channels).chunks * CHUNK_BYTES // tile.bk_bytes)
+        slabs = -(-chunks[tile.bn] * CHUNK_BYTES // tile.bk_bytes)
         if tile.stages > max(2, slabs) or (halves_stores and tile.wn < _WARPS_N[-1] <= tile.bn):
             continue
         for split in _SPLITS:
@@ -82,9 +83,14 @@ def _family_tiles(family: int, widen: bool, shared: int) -> tuple[Tile, ...]:
     return tuple(found)
 
 
-def predict(layer: Layer, form: MmaForm, shape: ConvShape, tile: Tile, target: Target) -> float:
-    """Predicted microseconds of a tile on the target's device."""
-    return predict_us(gemm_shape(layer, form, shape), tile, device_of(target)).us
+def predict(layer: Layer, form: MmaForm, choices: list[Tile], target: Target) -> list[float]:
+    """Predicted microseconds of tiles on the target's device."""
+    device = device_of(target)
+    products = {
+        bn: gemm_shape(layer, form, ConvShape(layer, bn, form.channels))
+        for bn in {tile.bn for tile in choices}
+    }
+    return [predict_us(products[tile.bn], tile, device).us for tile in choices]
 
 
 def gemm_shape(layer: Layer, form: MmaForm, shape: ConvShape) -> GemmShape:
