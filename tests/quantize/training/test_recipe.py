@@ -108,3 +108,8 @@ def test_labels_beyond_the_classes_are_refused():
 def test_an_unknown_method_is_refused():
     with pytest.raises(InputError, match="method is 'ste'; use one of lsq, fake-quantize"):
         _train(network().eval(), method="ste")
+
+
+def test_bfloat16_is_refused():
+    with pytest.raises(InputError, match="bfloat16 is on"):
+        _train(network().eval(), replace(OPTIONS, bfloat16=True))

@@ -47,6 +47,7 @@ def train_qat(
     train_data : Dataset
         Network inputs with labels.
     options : TrainingOptions, optional
+        In float32 (``bfloat16`` off).
     method, batch_norm
         As in `prepare_qat`.
     bn_freeze_epoch : int, optional
@@ -69,6 +70,9 @@ def train_qat(
         As `prepare_qat`.
     """
     options, config = options or TrainingOptions(), load_bit_config(config)
+    if options.bfloat16:
+        msg = "bfloat16 is on, but its 8 bits of mantissa do not hold the grids of 8-bit numbers"
+        raise InputError(f"{msg}; train with quantization in float32")
     example_inputs = dynamic_example(model, example_inputs)
     prepared = prepare_qat(
         model, example_inputs, calibration_batches, config,
