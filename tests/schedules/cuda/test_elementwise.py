@@ -103,7 +103,7 @@ def _check_add(mod: tvm.IRModule, **how: Any) -> None:
 
 @pytest.mark.parametrize("wide", [True, False])
 @pytest.mark.parametrize("rounding", ROUNDINGS)
-@pytest.mark.parametrize(("form", "out"), [("fused", S8), ("two_sided", S32), ("accumulator", S8)])
+@pytest.mark.parametrize(("form", "out"), [("fused", S8), ("accumulator", S32), ("two_sided", S8)])
 def test_residual_adds(form: str, out: IntRange, rounding: str, wide: bool) -> None:
     _check_add(_add(form, rounding, wide, out))
 
