@@ -59,7 +59,7 @@ def _show(console: Console, report: dict[str, Any]) -> None:
     metadata = report["metadata"]
     size = f", {report['bytes'] / 1e6:.2f} MB" if report["bytes"] is not None else ""
     console.print(f"{report['kind']} {report['path']}{size}", soft_wrap=True)
-    if metadata["model"]["source_format"]:
+    if metadata["model"].get("source_format"):
         console.print(f"from {_source(metadata['model'])}", soft_wrap=True)
     shape = "x".join(str(n) for n in metadata["input"]["shape"])
     console.print(
@@ -83,7 +83,7 @@ def _show(console: Console, report: dict[str, Any]) -> None:
 def _source(model: dict[str, Any]) -> str:
     """Where a model came from: format, tool and further facts."""
     facts = [f"{key} {value}" for key, value in (model.get("source_details") or {}).items()]
-    rest = ", ".join([*([model["source_tool"]] if model["source_tool"] else []), *facts])
+    rest = ", ".join([*filter(None, [model.get("source_tool")]), *facts])
     return f"{model['source_format']} ({rest})" if rest else str(model["source_format"])
 
 

@@ -15,6 +15,7 @@ from elftools.construct import ConstructError
 from elftools.elf.elffile import ELFFile
 
 from tvm_q4.errors import LibraryError
+from tvm_q4.library.schema import metadata_fault
 
 FORMAT, VERSION = "tvm-q4/library", 1
 SECTION = ".tvm_q4"
@@ -36,16 +37,21 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     Raises
     ------
     LibraryError
-        If the file is missing, is no ELF file, is truncated, holds no metadata, or was written for
-        another version of the format.
+        If the file is missing, is no ELF file, is truncated, holds no metadata or not what
+        `tvm_q4.library.schema` says, or was written for another version of the format.
     """
     path = Path(path)
     try:
         with path.open("rb") as file:
-            return check_format(_parse(_section(file, path), path), path)
+            metadata = check_format(_parse(_section(file, path), path), path)
     except OSError as error:
         msg = f"library '{path}' cannot be read: {error.strerror}"
         raise LibraryError(msg) from None
+    wrong = metadata_fault(metadata)
+    if wrong:
+        msg = f"library '{path}' has damaged metadata: {wrong}; compile the model again"
+        raise LibraryError(msg)
+    return metadata
 
 
 def check_format(metadata: dict[str, Any], path: str | Path) -> dict[str, Any]:
@@ -110,7 +116,7 @@ def _check_whole(elf: ELFFile, path: Path) -> None:
 def _parse(data: bytes, path: Path) -> dict[str, Any]:
     try:
         metadata = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         msg = f"library '{path}' has damaged metadata ({error}); compile the model again"
         raise LibraryError(msg) from None
     if not isinstance(metadata, dict):
