@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ NARROW = {
 }  # fmt: skip
 """Types narrower than a byte: the container and the range."""
 
+_LONGEST_NAME = 2000
 _PLAIN = (
     "FLOAT", "DOUBLE", "INT8", "UINT8", "INT16", "UINT16", "INT32", "UINT32", "INT64", "BOOL",
 )  # fmt: skip
@@ -59,7 +61,24 @@ def read_onnx(path: Path) -> OnnxFile:
         raise InputError(f"'{path}' is no ONNX model, or it is cut off") from error
     if not model.graph.node or not model.opset_import:
         raise InputError(f"'{path}' is no ONNX model: it holds no graph with an operator set")
+    for text in _texts(model):
+        if not isinstance(text, str) or not text.isprintable() or len(text) > _LONGEST_NAME:
+            raise InputError(f"'{path}' holds the name {text!r:.80}; the file is damaged")
     return OnnxFile(model, hashlib.sha256(data).hexdigest(), path.parent)
+
+
+def _texts(model: onnx.ModelProto) -> Iterator[str | bytes]:
+    """Every name that a message may repeat; protobuf gives bytes for what is no UTF-8."""
+    yield from (model.producer_name, model.producer_version)
+    yield from (o.domain for o in model.opset_import)
+    for body in (model.graph, *model.functions):
+        for node in body.node:
+            yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+            yield from (a.name for a in node.attribute)
+            yield from (a.ref_attr_name for a in node.attribute)
+    for tensor in model.graph.initializer:
+        yield from (tensor.name, *(e.value for e in tensor.external_data))
+    yield from (value.name for value in (*model.graph.input, *model.graph.output))
 
 
 def type_name(data_type: int) -> str:

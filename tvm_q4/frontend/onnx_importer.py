@@ -121,7 +121,9 @@ class OnnxImporter(FunctionWriter):
     def _value(self, name: str, reader: str) -> Value:
         if name not in self._env:
             if name not in self._graph.constants:
-                maker = self._graph.makers[name]
+                maker = self._graph.makers.get(name)
+                if maker is None:
+                    raise InputError(f"{reader} reads tensor '{name}', which nothing makes")
                 at = list(maker.output).index(name)
                 raise UnsupportedError(
                     f"{reader} reads result {at} of {describe(maker)}, which is not available"

@@ -33,7 +33,7 @@ def _module_path(node: onnx.NodeProto) -> str | None:
     ``['', 'layer1', 'layer1.0', 'layer1.0.conv1', 'conv2d']`` into its metadata.
     """
     scopes = next((p.value for p in node.metadata_props if p.key == _SCOPES), None)
-    if scopes is not None:
+    if isinstance(scopes, str) and scopes.isprintable():
         return (["", *re.findall(r"'([^']*)'", scopes)][:-1] or [""])[-1]
     if not node.name.startswith("/"):
         return None
