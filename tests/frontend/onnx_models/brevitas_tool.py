@@ -6,11 +6,6 @@ all layers at `bits` but the input, and statistics from a few images as its exam
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +13,7 @@ import torch
 from torch import nn
 
 from tests.frontend.onnx_models.networks import SIZE, images
+from tests.frontend.onnx_models.quiet import quiet
 
 EXPORTS = ("qcdq", "qonnx")
 
@@ -34,7 +30,7 @@ def quantized(
 
     `bias` says whether biases are quantized to 32 bits or stay float.
     """
-    with _quiet():
+    with quiet():
         import brevitas.nn as qnn
         from brevitas.graph.calibrate import calibration_mode
         from brevitas.graph.quantize import preprocess_for_quantize, quantize
@@ -79,7 +75,7 @@ def export(
     model: nn.Module, path: Path, form: str, *, dynamo: bool, size: tuple[int, ...] = SIZE
 ) -> Path:
     """Write a Brevitas model as QCDQ or QONNX, by either of torch's exporters."""
-    with _quiet():
+    with quiet():
         from brevitas.export import export_onnx_qcdq, export_qonnx
 
         x = torch.from_numpy(images(1, size))
@@ -89,19 +85,3 @@ def export(
         writer = {"qcdq": export_onnx_qcdq, "qonnx": export_qonnx}[form]
         writer(model, x, str(path), **options)
     return path
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the remarks of torch's exporters off the test's output."""
-    with (
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
-        try:
-            yield
-        finally:
-            logging.disable(logging.NOTSET)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from tests.frontend.onnx_models.quiet import quiet
 
 SIZE = (3, 17, 14)
 """Channels, height and width of the small network's images: odd, and not square."""
@@ -78,8 +79,7 @@ def images(count: int, size: tuple[int, ...] = SIZE, seed: int = 1) -> NDArray[n
 
 def export_float(network: nn.Module, path: Path, size: tuple[int, ...] = SIZE) -> Path:
     """Write `network` as a float ``.onnx`` with a free batch, by torch's older exporter."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet():
         torch.onnx.export(
             network.eval(),
             (torch.from_numpy(images(1, size)),),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnxruntime import quantization
 from onnxruntime.quantization.shape_inference import quant_pre_process
+
+from tests.frontend.onnx_models.quiet import quiet
 
 FORMATS = {"QDQ": quantization.QuantFormat.QDQ, "QOperator": quantization.QuantFormat.QOperator}
 TYPES = {
@@ -45,20 +46,22 @@ def quantize_static(
     weight: str = "s8",
     per_channel: bool = False,
     input_name: str = "image",
-    **extra: Any,
+    extra: dict[str, Any] | None = None,
+    **options: Any,
 ) -> Path:
-    """Pre-process and quantize as onnxruntime's documentation says; `extra` are extra options."""
+    """Pre-process and quantize, as onnxruntime's documentation says; `extra` are extra options."""
     prepared = output.with_suffix(".prepared.onnx")
-    logging.getLogger().setLevel(logging.ERROR)
-    quant_pre_process(str(model), str(prepared), skip_symbolic_shape=True)
-    quantization.quantize_static(
-        str(prepared),
-        str(output),
-        Reader(input_name, batches),
-        quant_format=FORMATS[form],
-        activation_type=TYPES[activation],
-        weight_type=TYPES[weight],
-        per_channel=per_channel,
-        extra_options=extra,
-    )
+    with quiet():
+        quant_pre_process(str(model), str(prepared), skip_symbolic_shape=True)
+        quantization.quantize_static(
+            str(prepared),
+            str(output),
+            Reader(input_name, batches),
+            quant_format=FORMATS[form],
+            activation_type=TYPES[activation],
+            weight_type=TYPES[weight],
+            per_channel=per_channel,
+            extra_options=extra,
+            **options,
+        )
     return output

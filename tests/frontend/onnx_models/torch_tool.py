@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
 from pathlib import Path
 
 import torch
@@ -13,18 +9,18 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from tests.frontend.onnx_models.networks import SIZE, images
+from tests.frontend.onnx_models.quiet import quiet
 
 _BATCH = 4
 
 
 def quantized(network: nn.Module, size: tuple[int, ...] = SIZE) -> ExportedProgram:
     """W8A8 by torchao's own quantizer for x86 (unsigned activations, a scale for each channel)."""
-    from torchao.quantization.pt2e import move_exported_model_to_eval
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+    with quiet():
+        from torchao.quantization.pt2e import move_exported_model_to_eval
+        from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+        from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
-    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")
         x = (torch.from_numpy(images(_BATCH, size)),)
         quantizer = x86.X86InductorQuantizer()
         quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
@@ -37,15 +33,6 @@ def quantized(network: nn.Module, size: tuple[int, ...] = SIZE) -> ExportedProgr
 
 def export(program: ExportedProgram, path: Path, *, opset: int | None = None) -> Path:
     """Write a quantized program with torch's exporter (it needs onnxscript)."""
-    logging.disable(logging.WARNING)
-    try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            torch.onnx.export(program, (), str(path), dynamo=True, opset_version=opset)
-    finally:
-        logging.disable(logging.NOTSET)
+    with quiet():
+        torch.onnx.export(program, (), str(path), dynamo=True, opset_version=opset)
     return path
