@@ -224,3 +224,10 @@ def test_imagenet_sample_gives_the_published_inputs(data_dir):
         q = np.clip(scaled, -127, 127).astype(np.int8)
         assert zlib.crc32(q[0].tobytes()) == int(reference["input_crc32"][start])
     assert data.count == 500 and np.array_equal(data.labels, reference["label"])
+
+
+def test_taking_images_by_index(tmp_path):
+    images = _images(5)
+    data = open_data(_npz(tmp_path, x=images), SPEC, transform="cifar10")
+    assert np.array_equal(data.take([3, 0, 3]), _inputs(images)[[3, 0, 3]])
+    assert np.array_equal(data.take(np.array([4])), data.read(4, 5))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -107,44 +107,48 @@ def quantize_model(
     _check_way(train, post_training, training)
     source = load_float_model(model, seed)
     batch_size = _batch_size(source, batch_size)
-    transform = transform if transform is not None else source.metadata.get("transform")
-    images = open_data(calibrate, source.input, transform=transform, classes=classes)
-    samples = _checked_samples(samples, images, batch_size, source, calibrate)
+    chosen = transform if transform is not None else source.metadata.get("transform")
+    images = open_data(calibrate, source.input, transform=chosen, classes=classes)
+    samples = _checked_samples(samples, images, source, calibrate)
     batches = _calibration_batches(images, samples, batch_size)
-    common: dict[str, Any] = {"residual_bits": residual_bits, "progress": progress}
     history: list[EpochResult] | None = None
+    checkpoint: Path | None = None
     if train is None:
         program = quantize_ptq(
             source.program, source.example, batches, bits,
-            seed=seed, **common, **(post_training or {}),
+            residual_bits=residual_bits, seed=seed, progress=progress, **(post_training or {}),
         )  # fmt: skip
     else:
-        labelled = open_data(train, source.input, transform=transform, classes=classes)
+        labelled = open_data(train, source.input, transform=chosen, classes=classes)
         options = replace(training or TrainingOptions(), batch_size=batch_size, seed=seed)
         checkpoint = _checkpoint_path(output, workdir)
         program, history = train_qat(
-            source.program, source.example, batches, labelled, bits, options,
-            method=method, checkpoint=checkpoint, **common,
+            source.program, source.example, batches, labelled, bits, options, method=method,
+            residual_bits=residual_bits, checkpoint=checkpoint, progress=progress,
         )  # fmt: skip
     if not is_main_process():
         return None
     save_program(program, output, source.metadata)
-    if train is not None and workdir is None:
+    if checkpoint is not None and workdir is None:
         checkpoint.unlink(missing_ok=True)
-    metadata = inspect(output)["metadata"]
     return {
         "path": str(output),
         "method": "post-training" if train is None else method,
-        "layers": metadata["layers"],
-        "float_ops": metadata["float_ops"],
-        "bits": {
-            x["name"]: {"weight": x["weight_bits"], "activation": x["activation_bits"]}
-            for x in metadata["layers"]
-        },
+        **_layers(output),
         "calibration": {"n": samples},
         "training": None if history is None else [asdict(result) for result in history],
         "seconds": time.perf_counter() - start,
     }
+
+
+def _layers(path: Path) -> dict[str, Any]:
+    """Return what the written file holds, as the compiler sees it."""
+    metadata = inspect(path)["metadata"]
+    bits = {
+        x["name"]: {"weight": x["weight_bits"], "activation": x["activation_bits"]}
+        for x in metadata["layers"]
+    }
+    return {"layers": metadata["layers"], "float_ops": metadata["float_ops"], "bits": bits}
 
 
 def _checked_output(output: str | Path) -> Path:
@@ -175,9 +179,7 @@ def _batch_size(source: FloatModel, wanted: int) -> int:
     return source.batch or wanted
 
 
-def _checked_samples(
-    samples: int, images: Dataset, batch_size: int, source: FloatModel, where: str | Path
-) -> int:
+def _checked_samples(samples: int, images: Dataset, source: FloatModel, where: str | Path) -> int:
     """Return how many images calibrate: whole batches only where the model has a fixed one."""
     if samples < 1:
         raise InputError(f"samples is {samples}; it must be at least 1")
@@ -186,21 +188,17 @@ def _checked_samples(
         raise InputError(f"{msg}; give more images, or a smaller number of samples")
     if source.batch is None:
         return samples
-    if samples < batch_size:
-        msg = f"samples is {samples}, but the model takes batches of {batch_size} only"
+    if samples < source.batch:
+        msg = f"samples is {samples}, but the model takes batches of {source.batch} only"
         raise InputError(f"{msg}; use as many samples, or export it with a dynamic batch")
-    return samples - samples % batch_size
+    return samples - samples % source.batch
 
 
 def _calibration_batches(images: Dataset, samples: int, size: int) -> list[Tensor]:
     """Return images spread evenly over the data, whose order may go by class."""
     index = np.arange(samples) * images.count // samples
-    return [torch.from_numpy(batch) for batch in _split(images, index, size)]
-
-
-def _split(images: Dataset, index: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    for start in range(0, len(index), size):
-        yield images.take(index[start : start + size])
+    parts = (index[start : start + size] for start in range(0, samples, size))
+    return [torch.from_numpy(images.take(part)) for part in parts]
 
 
 def _checkpoint_path(output: Path, workdir: str | Path | None) -> Path:
