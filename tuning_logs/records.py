@@ -74,8 +74,8 @@ def read_log(path: str | Path) -> Iterator[Record]:
 def _parse(line: str, where: str) -> Record | None:
     try:
         entry = json.loads(line)
-    except json.JSONDecodeError as error:
-        logger.warning("%s: skipped, not JSON (%s)", where, error.msg)
+    except (ValueError, RecursionError) as error:
+        logger.warning("%s: skipped, not JSON (%s)", where, error)
         return None
     if not isinstance(entry, dict) or "schema" not in entry:
         logger.warning("%s: skipped, no tuning record", where)

@@ -107,7 +107,7 @@ def target_arch(target: Target) -> str:
 def _from_json(text: str) -> Target:
     try:
         config = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise TargetError(f"target {text!r} is not valid JSON: {error}") from None
     if isinstance(config, dict) and config.get("kind") == "cuda":
         _check_cuda_config(config, text)

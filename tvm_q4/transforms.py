@@ -121,7 +121,7 @@ def find_transform(spec: str | Mapping[str, Any] | Transform | None) -> Transfor
 def _object(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         names = ", ".join(TRANSFORMS)

@@ -154,11 +154,8 @@ def load_bit_config(spec: str | Path | Mapping[str, Any] | BitConfig) -> BitConf
     except (OSError, UnicodeDecodeError) as error:
         msg = f"bit config '{spec}' is neither a preset ({', '.join(PRESETS)}) nor a readable file"
         raise InputError(msg) from error
-    except json.JSONDecodeError as error:
-        msg = (
-            f"{path}: not JSON ({error.msg}, line {error.lineno}); see architecture.md, Bit config"
-        )
-        raise InputError(msg) from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not JSON ({error}); see architecture.md, Bit config") from error
 
 
 def _pair(bits: LayerBits) -> dict[str, int]:
