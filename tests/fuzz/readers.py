@@ -11,6 +11,7 @@ import io
 import json
 import sys
 import tempfile
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,30 @@ def _onnx(style: str) -> Callable[[Path], Path]:
         return write_model(folder / "model.onnx", style)
 
     return make
+
+
+def _pt2(folder: Path) -> Path:
+    import torch
+
+    from tests.frontend.graphs import Lambda, export, fake_quantized
+
+    def forward(m: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return m.conv(fake_quantized(x, 0.1, -128, 127))
+
+    path = folder / "model.pt2"
+    torch.export.save(export(Lambda(forward, conv=torch.nn.Conv2d(3, 4, 3)), 1, 3, 8, 8), path)
+    return path
+
+
+def _with_program(data: bytes, rng: Random) -> bytes:
+    """A ``.pt2`` archive, one of whose JSON files is damaged."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(out, "w") as new:
+        chosen = rng.choice([n for n in old.namelist() if n.endswith(".json")])
+        for name in old.namelist():
+            content = old.read(name)
+            new.writestr(name, mutate.text_of(content.decode(), rng) if name == chosen else content)
+    return out.getvalue()
 
 
 def _recipe(folder: Path) -> Path:
@@ -129,6 +154,7 @@ READERS: dict[str, Reader] = {
         f"onnx-{style}": Reader(_onnx(style), "model.onnx", mutate.onnx_of, _inspected)
         for style in ONNX
     },
+    "pt2": Reader(_pt2, "model.pt2", _with_program, _inspected),
     "recipe-graph": Reader(_recipe, "recipe/graph.json", _on_text(mutate.text_of), _inspected),
     "recipe-arrays": Reader(_recipe, "recipe/model.npz", mutate.bytes_of, _inspected),
     "bit-config": Reader(_bit_config, "bits.json", _on_text(mutate.text_of), _read_bits),
