@@ -78,7 +78,7 @@ def test_files_that_are_no_programs(program, tmp_path):
         load_program(path)
     save_program(program, path)
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(InputError, match=r"truncated|not a readable"):
+    with pytest.raises(InputError, match=r"torch\.export program"):
         load_program(path)
 
 
