@@ -34,9 +34,11 @@ from tvm_q4.relay_passes.fold_requantize import FoldRequantize
 from tvm_q4.relay_passes.fold_reshape import FoldReshape
 from tvm_q4.relay_passes.fold_weight_quantize import FoldWeightQuantize
 from tvm_q4.relay_passes.fuse_epilogue import FuseEpilogue
+from tvm_q4.relay_passes.fuse_stem_pool import FuseStemPool
 from tvm_q4.relay_passes.lower_to_tir import Lowered, Tuned, lower_to_tir
 from tvm_q4.relay_passes.plan_memory import ARENA_ATTR, PlanMemory
 from tvm_q4.relay_passes.qdq_to_integer import QdqToInteger
+from tvm_q4.schedules.cuda.stem import stem_pays
 from tvm_q4.schedules.rule import ScheduleRule
 
 INTEGER_PHASES = (
@@ -142,9 +144,22 @@ def to_kernels(
     dump_dir: str | Path | None = None,
 ) -> Lowered:
     """Bring a fused module to stage "kernels"; see `lower_to_tir`."""
-    lowered = lower_to_tir(mod, target, rules, tuned, suffix)
+    lowered = _lowered(mod, target, rules, tuned, suffix)
     _dump(lowered.mod, dump_dir, _KERNELS, f"lower-to-tir{suffix}")
     return lowered
+
+
+def _lowered(
+    mod: tvm.IRModule, target: Target, rules: list[ScheduleRule], tuned: Tuned, suffix: str
+) -> Lowered:
+    """Kernels; on GPUs the image's convolution takes its max-pools in where that is faster."""
+    if target.kind.name == "cuda":
+        stem = FuseStemPool(mod)
+        if not stem.same_as(mod):
+            lowered = lower_to_tir(stem, target, rules, tuned, suffix)
+            if all(stem_pays(call.layer, target, call.choice) for call in lowered.calls):
+                return lowered
+    return lower_to_tir(mod, target, rules, tuned, suffix)
 
 
 def to_vm(

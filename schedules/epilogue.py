@@ -22,10 +22,13 @@ Load = Callable[[int], Any]
 
 
 class _Epilogue:
-    """Emits operators on vectors of `width` lanes; a width of 1 is one value of a GPU thread."""
+    """Emits operators on vectors of `width` lanes; a width of 1 is one value of a GPU thread.
 
-    def __init__(self, width: int) -> None:
-        self.width = width
+    `terms` are two expressions whose sum is the value `whole` (see `emit_epilogue`).
+    """
+
+    def __init__(self, width: int, whole: Any = None, terms: list[Any] | None = None) -> None:
+        self.width, self.whole, self.terms = width, whole, terms
         self.clamps = True
 
     def splat(self, value: int, dtype: str) -> Any:
@@ -52,24 +55,30 @@ class _Epilogue:
         wide = self.cast(value, work)
         return wide - self.splat(zero, work) if zero else wide
 
+    def summands(self, value: Any, zero: int, before: int) -> list[Any]:
+        """Expressions whose sum is ``(value - zero) << before``."""
+        if self.terms and not zero and not before and value.same_as(self.whole):
+            return self.terms
+        value = self.minus(value, zero, "int32")
+        return [value << self.splat(before, "int32") if before else value]
+
     def from_high_words(
         self, op: Op, values: list[Any], names: tuple[str, ...], param: Callable[[str], Any]
     ) -> Any:
         """Sum of the values' products, rounded and shifted once, on 32-bit lanes."""
         assert op.high is not None
-        pairs = []
+        products = []
         for value, before, name in zip(values, op.high, names, strict=True):
-            doubled = value << self.splat(before, "int32") if before else value
-            pairs.append((doubled, param(f"{name}multiplier")))
-        value = sum_of_products_high(pairs, param(f"{names[0]}shift"), self.width)
+            terms = self.summands(value, op.attrs[f"{name or 'in_'}zero_point"], before)
+            products.append((terms, param(f"{name}multiplier")))
+        value = sum_of_products_high(products, param(f"{names[0]}shift"), self.width)
         if op.attrs["zero_point"]:
             value = value + self.splat(op.attrs["zero_point"], "int32")
         return self.narrowed(value, op, "int32")
 
     def requantize(self, op: Op, x: Any, param: Callable[[str], Any]) -> Any:
         if op.high is not None:
-            value = self.minus(x, op.attrs["in_zero_point"], "int32")
-            return self.from_high_words(op, [value], ("",), param)
+            return self.from_high_words(op, [x], ("",), param)
         work, a = ("int32" if op.narrow else "int64"), op.attrs
         multiplier = self.cast(param("multiplier"), work)
         product = self.minus(x, a["in_zero_point"], work) * multiplier
@@ -82,11 +91,7 @@ class _Epilogue:
 
     def add(self, op: Op, lhs: Any, rhs: Any, param: Callable[[str], Any]) -> Any:
         if op.high is not None:
-            values = [
-                self.minus(lhs, op.attrs["lhs_zero_point"], "int32"),
-                self.minus(rhs, op.attrs["rhs_zero_point"], "int32"),
-            ]
-            return self.from_high_words(op, values, ("lhs_", "rhs_"), param)
+            return self.from_high_words(op, [lhs, rhs], ("lhs_", "rhs_"), param)
         work, a = ("int32" if op.narrow else "int64"), op.attrs
         left = self.minus(lhs, a["lhs_zero_point"], work)
         right = self.minus(rhs, a["rhs_zero_point"], work)
@@ -120,6 +125,7 @@ def emit_epilogue(
     param: Param,
     width: int = LANES,
     unclamped: frozenset[int] = frozenset(),
+    terms: list[Any] | None = None,
 ) -> list[Any]:
     """Vectors of every operator's result, indexed as ``layer.ops``.
 
@@ -137,8 +143,11 @@ def emit_epilogue(
         Lanes of a vector; 1 for scalars.
     unclamped : frozenset of int
         Operators whose results the caller limits to their range: they may stay int32, unlimited.
+    terms : list of expression, optional
+        Accumulator and bias whose sum the scalar `anchor` is: a bias that is multiplied apart is
+        multiplied once for many pixels.
     """
-    emitter = _Epilogue(width)
+    emitter = _Epilogue(width, anchor, terms)
     values: list[Any] = [anchor] if layer.anchor else []
     for index, op in layer.epilogue:
         args = [values[i] if kind == "op" else load(i) for kind, i in op.refs]

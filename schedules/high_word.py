@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tvm_q4._compat import tirx
+from tvm_q4._compat import T, ptx, tirx
 from tvm_q4.quant import INT32_MAX
 from tvm_q4.schedules import lanes
 from tvm_q4.schedules.layout import LANES
@@ -24,6 +24,9 @@ from tvm_q4.schedules.layout import LANES
 LOWEST_SHIFT = 33
 _HIGHEST_SHIFT = 62
 _PAIRS = LANES // 2
+
+Product = tuple[list[Any], Any]
+"""Terms of a value, and its multiplier."""
 
 
 def prepare(
@@ -65,29 +68,48 @@ def prepare(
     return [f.astype(np.int32) for f in factors], before, shifts.astype(np.int32)
 
 
-def sum_of_products_high(pairs: list[tuple[Any, Any]], shift: Any, width: int = LANES) -> Any:
+def sum_of_products_high(products: list[Product], shift: Any, width: int = LANES) -> Any:
     """``sum(value * multiplier)`` in 64 bits, rounded half up and shifted right, as int32.
 
     Parameters
     ----------
-    pairs : list of (expression, expression)
-        int32 vectors: values and their multipliers.
+    products : list of (list of expression, expression)
+        int32 vectors: terms of a value, and its multiplier. More than one term, with scalars only,
+        stands for their sum.
     shift : expression
         int32 vector of shifts, each in 33..62.
     width : int
         Lanes of the vectors; scalars where 1.
     """
-    high = _high_scalar(pairs) if width == 1 else _high_vector(pairs)
     # Masks, not subtractions: TVM 0.27 finds -1..0 for ``x >> (s - 32)`` and drops the clamp after.
     one, mask = lanes.splat(1, "int32", width), lanes.splat(31, "int32", width)
     half = one << ((shift - one) & mask)
-    return (high + half) >> (shift & mask)
+    if width == 1:
+        return _high_scalar(products, half) >> (shift & mask)
+    return (_high_vector([(value, factor) for (value,), factor in products]) + half) >> (
+        shift & mask
+    )
 
 
-def _high_scalar(pairs: list[tuple[Any, Any]]) -> Any:
-    """High word of a sum of products; compilers multiply and add in 64 bits at once (IMAD.WIDE)."""
-    total = sum(tirx.Cast("int64", value) * tirx.Cast("int64", factor) for value, factor in pairs)
-    return tirx.Cast("int32", total >> tirx.const(32, "int64"))
+def _high_scalar(products: list[Product], half: Any) -> Any:
+    """High word of `half` in the high word and all products: one IMAD.WIDE each on GPUs.
+
+    Constants come first, since nvcc computes them once for all pixels of a channel.
+    """
+    word = tirx.const(32, "int64")
+    total = tirx.Cast("int64", half) << word
+    for position, (terms, factor) in enumerate(products):
+        total = _in_register(total) if position else total
+        for term in terms:
+            total = total + tirx.Cast("int64", term) * tirx.Cast("int64", factor)
+    return tirx.Cast("int32", total >> word)
+
+
+def _in_register(value: Any) -> Any:
+    """The int64 value, where nvcc cannot take sums apart: it would add products in other orders."""
+    out = T.alloc_buffer((1,), "int64", scope="local")
+    T.evaluate(ptx["mov.b64"](out[0], value))
+    return out[0]
 
 
 def _high_vector(pairs: list[tuple[Any, Any]]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 from tvm_q4.schedules.layer import Layer, Op
 
@@ -23,8 +24,7 @@ def _anchor(layer: Layer) -> str:
     elif op.kind == "dense":
         head += f" o{op.params['weight'].shape[0]} w{a['weight_bits']}"
     elif op.kind in ("max_pool2d", "avg_pool2d"):
-        head += f" k{_hw(a['pool_size'])} s{_hw(a['strides'])} p{','.join(map(str, a['padding']))}"
-        head += f" d{_hw(a['dilation'])}{' ceil' if a['ceil_mode'] else ''}"
+        head += f" {_pool(a)}"
         if op.kind == "avg_pool2d":
             head += (
                 f" {a['rounding']}{'' if a['count_include_pad'] else ' nopad'} z{a['zero_point']}"
@@ -39,6 +39,11 @@ def _anchor(layer: Layer) -> str:
         facts = [f"{key}{a[key]}" for key in sorted(a) if key != "mode"]
         head += f" {a['mode']} to {_hw(list(layer.shape))} {' '.join(facts)}".rstrip()
     return head
+
+
+def _pool(a: dict[str, Any]) -> str:
+    window = f"k{_hw(a['pool_size'])} s{_hw(a['strides'])} p{','.join(map(str, a['padding']))}"
+    return f"{window} d{_hw(a['dilation'])}{' ceil' if a['ceil_mode'] else ''}"
 
 
 def _reduced_range(layer: Layer) -> str:
@@ -59,6 +64,8 @@ def _epilogue(index: int, op: Op) -> str:
     a = op.attrs
     refs = ",".join(f"{'x' if kind == 'in' else '%'}{i}" for kind, i in op.refs)
     text = f"%{index}={op.kind}({refs})"
+    if op.kind == "max_pool2d":
+        return f"{text} {_pool(a)}"
     if op.kind == "dequantize":
         return f"{text} {a['form']} z{op.params['zero_point'].item()}"
     form, zeros = "", f"z{a.get('in_zero_point')}"

@@ -38,11 +38,12 @@ class TensorCoreConv2d(ScheduleRule):
         """Convolutions and linear layers of packed 4-bit or 8-bit data."""
         if layer.kind not in ("conv2d", "dense") or target.kind.name != "cuda":
             return False
-        return mma_form(layer, family_of(target)) is not None
+        plain = all(op.kind != "max_pool2d" for op in layer.ops)
+        return plain and mma_form(layer, family_of(target)) is not None
 
     def space(self, layer: Layer, target: Target) -> list[Params]:
         """Tiles that fit registers, shared memory and the layer."""
-        return tile_space.tiles(layer, _form(layer, target), target)
+        return tile_space.tiles(layer, form_of(layer, target), target)
 
     def predict(self, layer: Layer, target: Target, params: Params) -> float:
         """Predicted microseconds by the device's tile model."""
@@ -51,17 +52,17 @@ class TensorCoreConv2d(ScheduleRule):
     def costs(self, layer: Layer, target: Target, space: list[Params]) -> list[float]:
         """Predicted microseconds of every setting."""
         tiles = [_tile(params) for params in space]
-        return tile_space.predict(layer, _form(layer, target), tiles, target)
+        return tile_space.predict(layer, form_of(layer, target), tiles, target)
 
     def executes_as(self, layer: Layer, target: Target, params: Params) -> str:
         """Operand types and instruction, such as ``u4s4 mma.m16n8k64``."""
-        return str(_form(layer, target))
+        return str(form_of(layer, target))
 
     def constants(self, layer: Layer, target: Target, params: Params) -> list[np.ndarray]:
         """Packed weights, then per-channel arrays."""
-        form, tile = _form(layer, target), _tile(params)
+        form, tile = form_of(layer, target), _tile(params)
         weight = pack_weights(layer, _shape(layer, tile, form), form)
-        return [weight, *constants(layer, _param_channels(layer))]
+        return [weight, *constants(layer, param_channels(layer))]
 
     def workspace(
         self, layer: Layer, target: Target, params: Params
@@ -72,11 +73,12 @@ class TensorCoreConv2d(ScheduleRule):
 
     def schedule(self, layer: Layer, target: Target, params: Params, symbol: str) -> tirx.PrimFunc:
         """The kernel, or two of them where k is split."""
-        emitter = _Emitter(layer, _form(layer, target), _tile(params))
+        emitter = _Emitter(layer, form_of(layer, target), _tile(params))
         return cuda_func(symbol, target, emitter.emit)
 
 
-def _form(layer: Layer, target: Target) -> MmaForm:
+def form_of(layer: Layer, target: Target) -> MmaForm:
+    """How the products of a layer that the rule applies to run."""
     form = mma_form(layer, family_of(target))
     assert form is not None
     return form
@@ -90,7 +92,7 @@ def _shape(layer: Layer, tile: Tile, form: MmaForm) -> ConvShape:
     return ConvShape(layer, tile.bn, form.channels)
 
 
-def _param_channels(layer: Layer) -> int:
+def param_channels(layer: Layer) -> int:
     """Length of per-channel constants: whole blocks, however wide."""
     return round_up(layer.shape[1], _WIDEST_BLOCK)
 
@@ -111,7 +113,7 @@ class _Emitter:
         packed = packed_rows(self.layer), packed_chunks(self.shape, self.form)
         scratch = scratch_shape(self.layer, tile) if tile.split_k > 1 else None
         kernel = CudaKernel(
-            self.layer, _param_channels(self.layer), packed[0] * packed[1] * CHUNK_WORDS, scratch
+            self.layer, param_channels(self.layer), packed[0] * packed[1] * CHUNK_WORDS, scratch
         )
         blocks, width = self.row_blocks * self.channel_blocks * tile.split_k, threads(tile)
         with T.launch_thread("blockIdx.x", blocks) as bx:
@@ -127,7 +129,7 @@ class _Emitter:
                     self.form,
                     tile,
                     packed,
-                    first_row,
+                    lambda row: self._pixel(first_row + row),
                     first_channel,
                     tx,
                 )
@@ -139,6 +141,10 @@ class _Emitter:
                     store_parts(kernel, self.shape, tile, sums, place, part)
         if scratch is not None:
             emit_reduction(kernel, self.shape, tile)
+
+    def _pixel(self, row: Any) -> tuple[Any, Any, Any]:
+        """Place of a row of the product; the last one's for rows beyond."""
+        return self.shape.place(T.Bind(tirx.min(row, self.shape.rows - 1)))
 
     def _slabs(self, part: Any) -> tuple[Any, Any]:
         """First slab and number of slabs of a part of k."""
@@ -154,8 +160,7 @@ class _Emitter:
             for slot in range(sums.row_slots()):
                 row = T.Bind(place.row(sums, slot))
                 values = [sums.value(slot, (g * run + e) // 2, e % 2) for e in range(run)]
-                pixel = T.Bind(tirx.min(row, self.shape.rows - 1))
-                rows.append(Row(self.shape.place(pixel), values, row < self.shape.rows))
+                rows.append(Row(self._pixel(row), values, row < self.shape.rows))
             channel = place.channel(g, run)
             if self.channel_blocks * self.tile.bn <= packed_rows(self.layer):
                 kernel.finish(rows, channel, run)

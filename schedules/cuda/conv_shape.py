@@ -83,9 +83,9 @@ class ConvShape:
         words.append(self.origin[1] * self.pixel_words)
         return 4 * math.gcd(CHUNK_WORDS, *words) if self.narrow else 16
 
-    def base(self, row: Any, channel: Any) -> Any:
+    def base(self, place: tuple[Any, Any, Any], channel: Any) -> Any:
         """Word at which the window of an output pixel begins, for a tile of output channels."""
-        n, y, x = self.place(row)
+        n, y, x = place
         line = n * self.height + y * self.stride[0] + self.origin[0]
         pixel = line * self.width + x * self.stride[1] + self.origin[1]
         return pixel * self.pixel_words + self.window.start(channel) * CHUNK_WORDS

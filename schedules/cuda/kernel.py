@@ -194,12 +194,13 @@ class CudaKernel:
                 return quads[index, name][e % 4]
             return self.param(index, name, c0 + e, row.place)
 
-        anchor = row.values[e] if row.values is not None else None
+        anchor, terms = row.values[e] if row.values is not None else None, None
         if anchor is not None and "bias" in self.layer.ops[0].params:
-            anchor = T.Bind(anchor + param(0, "bias"))
+            terms = [param(0, "bias"), T.Bind(anchor)]
+            anchor = T.Bind(terms[0] + terms[1])
         free = self._unclamped(outs)
         values = emit_epilogue(
-            self.layer, anchor, lambda i: residual[i][e], param, width=1, unclamped=free
+            self.layer, anchor, lambda i: residual[i][e], param, 1, unclamped=free, terms=terms
         )
         for out, (index, _) in zip(outs, self.layer.outputs, strict=True):
             out.put(e, values[index])
@@ -221,10 +222,14 @@ class CudaKernel:
             else:
                 self._store_plain(k, tensor, out, row.place, c0)
 
+    def store_index(self, tensor: Tensor, place: tuple[Any, Any, Any], c0: Any) -> Any:
+        """Flat index of the word of output `tensor` that channel `c0` of a pixel goes to."""
+        return word_index(tensor, place, c0)
+
     def _store_words(self, k: int, tensor: Tensor, out: _Packed, place: Any, c0: Any) -> None:
         count = len(out.words)
         lanes = min(_VECTOR, count)
-        start = word_index(tensor, place, c0)
+        start = self.store_index(tensor, place, c0)
         view = self.output(k, lanes)
         for v in range(count // lanes):
             parts = [tirx.reinterpret("int32", w) for w in out.words[v * lanes : (v + 1) * lanes]]

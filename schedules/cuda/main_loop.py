@@ -9,6 +9,7 @@ then needs no exchange between threads.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from tvm_q4._compat import T, ptx, tirx
@@ -65,10 +66,14 @@ class MainLoop:
     tile : Tile
     packed : (int, int)
         Rows and chunks a row of the packed weights.
-    first_row, first_channel : expression
-        Where the block's tile begins.
+    pixel : callable
+        Place (n, h, w) of the output pixel that a row of the block stands for; always inside.
+    first_channel : expression
+        First output channel of the block.
     thread : expression
         Index of the thread in the block.
+    least_words : int
+        Shared memory that the block needs afterwards, in words.
     """
 
     def __init__(
@@ -78,9 +83,10 @@ class MainLoop:
         form: MmaForm,
         tile: Tile,
         packed: tuple[int, int],
-        first_row: Any,
+        pixel: Callable[[Any], tuple[Any, Any, Any]],
         first_channel: Any,
         thread: Any,
+        least_words: int = 0,
     ) -> None:
         self.shape, self.form, self.tile, self.packed = shape, form, tile, packed
         self.kernel, self.thread = kernel, thread
@@ -90,13 +96,14 @@ class MainLoop:
         self.b_chunks = self.a_chunks * form.products
         self.a_words = tile.bm * self.a_chunks * CHUNK_WORDS
         self.b_words = tile.bn * self.b_chunks * CHUNK_WORDS
-        self.shared = T.alloc_buffer((shared_words(tile, form),), "int32", scope="shared.dyn")
+        words = max(shared_words(tile, form), least_words)
+        self.shared = T.alloc_buffer((words,), "int32", scope="shared.dyn")
         warps_m = tile.bm // tile.wm
         self.lane, warp = T.Bind(thread % 32), T.Bind(thread // 32)
         self.warp_row = T.Bind(warp % warps_m * tile.wm)
         self.warp_channel = T.Bind(warp // warps_m * tile.wn)
         self.warp = WarpTile(form, tile.wm, tile.wn)
-        self.a_base = self._a_bases(first_row, first_channel)
+        self.a_base = self._a_bases(pixel, first_channel)
         self.b_base = self._b_bases(first_channel)
 
     def emit(self, first: Any, count: Any) -> WarpTile:
@@ -125,14 +132,13 @@ class MainLoop:
                 with T.If(self.thread + v * self.threads < rows * chunks), T.Then():
                     emit(v)
 
-    def _a_bases(self, first_row: Any, first_channel: Any) -> Any:
+    def _a_bases(self, pixel: Callable[[Any], Any], first_channel: Any) -> Any:
         """First word of the window of every row that this thread copies."""
         count = self._copies(self.tile.bm, self.a_chunks)
         out = T.alloc_buffer((count,), "int32", scope="local")
         for v in range(count):
             row, _ = self._row_chunk(v, self.a_chunks)
-            pixel = T.Bind(tirx.min(first_row + row, self.shape.rows - 1))
-            T.buffer_store(out, self.shape.base(pixel, first_channel), [v])
+            T.buffer_store(out, self.shape.base(pixel(row), first_channel), [v])
         return out
 
     def _b_bases(self, first_channel: Any) -> Any:
@@ -240,7 +246,7 @@ class MainLoop:
         self._each(self.tile.bn, self.b_chunks, load_b)
 
     def _store(self, stage: Any, a: Any, b: Any) -> None:
-        size = shared_words(self.tile, self.form) // CHUNK_WORDS
+        size = int(self.shared.shape[0]) // CHUNK_WORDS
         shared = T.decl_buffer((size,), "int32x4", data=self.shared.data, scope="shared.dyn")
 
         def store_a(v: int) -> None:

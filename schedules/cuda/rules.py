@@ -8,8 +8,9 @@ from tvm_q4.schedules.cuda.elementwise import Elementwise
 from tvm_q4.schedules.cuda.gather import Gather
 from tvm_q4.schedules.cuda.pool import Pool2d
 from tvm_q4.schedules.cuda.quantize import Quantize
+from tvm_q4.schedules.cuda.stem import StemPool
 from tvm_q4.schedules.rule import ScheduleRule
 
 RULES: list[ScheduleRule] = [
-    TensorCoreConv2d(), Pool2d(), Quantize(), Concat(), Gather(), Elementwise(),
+    StemPool(), TensorCoreConv2d(), Pool2d(), Quantize(), Concat(), Gather(), Elementwise(),
 ]  # fmt: skip

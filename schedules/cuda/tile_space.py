@@ -93,12 +93,12 @@ def predict(layer: Layer, form: MmaForm, choices: list[Tile], target: Target) ->
     return [predict_us(products[tile.bn], tile, device).us for tile in choices]
 
 
-def gemm_shape(layer: Layer, form: MmaForm, shape: ConvShape) -> GemmShape:
-    """The layer's matrix product as the tile model takes it."""
+def gemm_shape(layer: Layer, form: MmaForm, shape: ConvShape, rows: int | None = None) -> GemmShape:
+    """The layer's matrix product as the tile model takes it; `rows` where blocks make more."""
     k_bytes = shape.chunks * CHUNK_BYTES
     skips = [t for i, t in enumerate(layer.inputs) if i != layer.ops[0].refs[0][1]]
     return GemmShape(
-        m=shape.rows,
+        m=rows or shape.rows,
         n=packed_rows(layer),
         k_bytes=k_bytes,
         k_ops=shape.chunks * form.channels,

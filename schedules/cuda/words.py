@@ -24,10 +24,27 @@ def element(word: Any, index: Any, bits: int, signed: bool) -> Any:
         top = tirx.const(WORD_BITS - bits, "int32")
         return (word << (top - index * bits)) >> top
     low = index * bits
+    if bits == 8:
+        return _byte(word, index, signed)
+    if bits == 4 and not signed:
+        half = word >> tirx.const(4, "int32") if index % 2 else word
+        return _byte(half & tirx.const(0x0F0F0F0F, "int32"), index // 2, signed)
     if signed:
         return raised(word, index, bits) >> tirx.const(WORD_BITS - bits, "int32")
     shifted = word >> tirx.const(low, "int32") if low else word
     return shifted & tirx.const((1 << bits) - 1, "int32")
+
+
+def _byte(word: Any, index: int, signed: bool) -> Any:
+    """Byte of a word by one PRMT, extended with its sign or with a byte of zero.
+
+    nvcc does not see that the result is not negative; where it does, it multiplies such values by
+    signed ones with four instructions in place of an IMAD.WIDE.
+    """
+    out = T.alloc_buffer((1,), "int32", scope="local")
+    rest = index + 8 if signed else 4
+    T.evaluate(ptx["prmt.b32"](out[0], word, 0, rest * 0x1110 + index))
+    return out[0]
 
 
 def raised(word: Any, index: int, bits: int) -> Any:

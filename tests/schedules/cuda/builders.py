@@ -51,9 +51,16 @@ class Reader(ScheduleRule):
         return cuda_func(symbol, target, lambda: T.evaluate(0))
 
 
-def lower(mod: tvm.IRModule, arch: int, rules: list[ScheduleRule] | None = None) -> Lowered:
-    """Kernels and calls of an integer-stage module."""
-    return lower_to_tir(FuseEpilogue(mod), cuda(arch), rules or list(RULES), lambda _: None)
+def lower(
+    mod: tvm.IRModule,
+    arch: int,
+    rules: list[ScheduleRule] | None = None,
+    prepare: tvm.transform.Pass | None = None,
+) -> Lowered:
+    """Kernels and calls of an integer-stage module; `prepare` is a pass over the fused one."""
+    fused = FuseEpilogue(mod)
+    fused = prepare(fused) if prepare else fused
+    return lower_to_tir(fused, cuda(arch), rules or list(RULES), lambda _: None)
 
 
 def check(
@@ -63,6 +70,7 @@ def check(
     rules: list[ScheduleRule] | None = None,
     change: Change | None = None,
     kinds: Collection[str] = (),
+    prepare: tvm.transform.Pass | None = None,
 ) -> tuple[Lowered, dict[str, int]]:
     """Require the reference executor's value of every tensor, bit for bit, halos included.
 
@@ -72,7 +80,7 @@ def check(
     With `kinds` only layers of those kinds are run. Returns the lowered module and how often each
     instruction ran, over all kernels and inputs.
     """
-    lowered = lower(mod, arch, rules)
+    lowered = lower(mod, arch, rules, prepare)
     reference = ReferenceExecutor(mod)
     total: dict[str, int] = {}
     for x in inputs:
@@ -122,7 +130,7 @@ def _check_call(
         expected = tensors.setdefault(tensor.name, values.astype(tensor.dtype))
         np.testing.assert_array_equal(values.astype(expected.dtype), expected, tensor.name)
         if tensor.layout.bits:
-            halo = found[_outside(tensor)]
+            halo = found[outside(tensor)]
             filled = np.broadcast_to(fill_words(tensor), halo.shape)
             np.testing.assert_array_equal(halo, filled, tensor.name)
     return counts
@@ -149,7 +157,7 @@ def physical(tensor: Tensor, values: NDArray, rng: np.random.Generator) -> NDArr
     return out
 
 
-def _outside(tensor: Tensor) -> NDArray[np.bool_]:
+def outside(tensor: Tensor) -> NDArray[np.bool_]:
     """Mask [N, H, W] of a tensor's halo."""
     top, left, _, _ = tensor.layout.halo
     _, _, h, w = tensor.shape
