@@ -143,6 +143,20 @@ def test_verify_is_bit_exact_and_says_so(
     assert 0 <= report["top1_agreement"] <= 1
 
 
+def test_verify_with_onnxruntime_shows_both_models(tool: Tool, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    from tests.fuzz.onnx_file import write_model
+
+    model, path = write_model(tmp_path / "m.onnx", "QDQ"), tmp_path / "m.so"
+    assert tool("compile", model, "-o", path).code == 0
+    done = tool("verify", path, model, "--onnxruntime")
+    assert done.code == 0
+    assert "equal to model" in done.out and "equal to onnxruntime" in done.out
+    assert "with onnxruntime 100.00%" in done.out
+    refused = tool("verify", path, tmp_path, "--onnxruntime").refused()
+    assert "graph.json" in refused
+
+
 def test_verify_of_another_model_is_exit_1(tool: Tool, library: Path, float_head: Path) -> None:
     done = tool("verify", library, float_head)
     assert (done.code, done.out) == (1, "")
