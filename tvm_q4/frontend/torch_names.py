@@ -41,7 +41,7 @@ def op_name(node: Any) -> str:
 
 def source_line(node: Any) -> str:
     """``file:line `code` `` of the innermost recorded frame outside torch, or an empty string."""
-    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
+    frames = _FRAME.findall(str(node.meta.get("stack_trace") or ""))
     if not frames:
         return ""
     own = [f for f in frames if not _TORCH.search(f[0])]
