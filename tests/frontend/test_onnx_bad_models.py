@@ -61,6 +61,21 @@ def test_a_file_that_is_no_model(saved: Path, data: bytes) -> None:
         load_model(saved)
 
 
+def test_names_that_no_message_could_print(saved: Path) -> None:
+    for name in ("two\nlines", "x" * 5000, "bell\x07"):
+        _, model = layer()
+        model.graph.node[0].name = name
+        saved.write_bytes(model.SerializeToString())
+        with pytest.raises(InputError, match=r"net\.onnx' holds the name") as error:
+            load_model(saved)
+        message(error)
+    data = layer()[1].SerializeToString().replace(b"QuantizeLinear", b"Quantize\xff\xfe\xfd\xfcar")
+    saved.write_bytes(data)
+    with pytest.raises(InputError) as error:
+        load_model(saved)
+    message(error)
+
+
 def test_a_folder_or_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         load_model(tmp_path / "none.onnx")
