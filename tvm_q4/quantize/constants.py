@@ -36,7 +36,8 @@ def name_constants(module: GraphModule) -> None:
 def _rename(module: GraphModule, node: Node, name: str) -> None:
     """Store the constant that `node` reads as buffer `name` and let `node` read that."""
     assert isinstance(node.target, str)
-    value = _read(module, node.target).detach().clone(memory_format=torch.contiguous_format)
+    stored = read_constant(module, node.target).detach()
+    value = stored.clone(memory_format=torch.contiguous_format)
     path, _, attribute = name.rpartition(".")
     owner: nn.Module = module
     for part in filter(None, path.split(".")):
@@ -49,7 +50,8 @@ def _rename(module: GraphModule, node: Node, name: str) -> None:
     node.target = name
 
 
-def _read(module: nn.Module, name: str) -> Tensor:
+def read_constant(module: nn.Module, name: str) -> Tensor:
+    """Return the parameter or buffer at the path `name`."""
     path, _, attribute = name.rpartition(".")
     value = getattr(module.get_submodule(path), attribute)
     assert isinstance(value, Tensor)

@@ -15,13 +15,13 @@ WEIGHTED = CONVOLUTIONS + LINEARS
 ADDS = (aten.add.Tensor, aten.add_.Tensor)
 BATCH_NORMS = (aten.batch_norm.default,)
 MAX_POOLS = (aten.max_pool2d.default,)
-AVERAGE_POOLS = (aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default)
+AVERAGE_POOLS = (aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.mean.dim)
 CONCATS = (aten.cat.default,)
 RELUS = (aten.relu.default, aten.relu_.default)
 CLAMPS = (aten.hardtanh.default, aten.hardtanh_.default, aten.relu6.default)
 DROPOUTS = (aten.dropout.default, aten.dropout_.default)
 MOVES = (aten.slice.Tensor, aten.pad.default, aten.constant_pad_nd.default)
-RESHAPES = (aten.flatten.using_ints, *DROPOUTS)
+RESHAPES = (aten.flatten.using_ints, aten.view.default, aten.reshape.default, *DROPOUTS)
 
 
 def called(node: Node, operators: tuple[Any, ...]) -> bool:
@@ -32,6 +32,22 @@ def called(node: Node, operators: tuple[Any, ...]) -> bool:
 def is_constant(value: object) -> bool:
     """Return whether `value` is a graph node that reads a parameter or buffer."""
     return isinstance(value, Node) and value.op == "get_attr"
+
+
+def is_weighted(node: Node) -> bool:
+    """Return whether `node` is a convolution or linear layer with a constant weight.
+
+    The weight may be behind a quantizer, as in a prepared graph.
+    """
+    return called(node, WEIGHTED) and is_made_of_constants(node.args[1])
+
+
+def is_made_of_constants(value: object) -> bool:
+    """Return whether `value` is a constant or a node, such as a quantizer, that reads only them."""
+    if not isinstance(value, Node):
+        return False
+    sources = value.all_input_nodes
+    return is_constant(value) or (bool(sources) and all(map(is_constant, sources)))
 
 
 def layer_name(node: Node) -> str:

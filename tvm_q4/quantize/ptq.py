@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,16 +15,23 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from tvm_q4.errors import InputError
 from tvm_q4.quantize import graph as g
+from tvm_q4.quantize.adaround import AdaRoundOptions
 from tvm_q4.quantize.config import BitConfig, load_bit_config
 from tvm_q4.quantize.constants import name_constants
+from tvm_q4.quantize.equalization import equalize_units
 from tvm_q4.quantize.observers import ACTIVATION_OBSERVERS, WEIGHT_OBSERVERS
 from tvm_q4.quantize.quantizer import Q4Quantizer
+from tvm_q4.quantize.refine import refine
+from tvm_q4.quantize.switchable import SwitchableQuantizer
+from tvm_q4.quantize.units import fixed_batch, parts, units_of
 
 _OUT_OF_PLACE = {
     torch.ops.aten.add_.Tensor: torch.ops.aten.add.Tensor,
     torch.ops.aten.relu_.default: torch.ops.aten.relu.default,
     torch.ops.aten.hardtanh_.default: torch.ops.aten.hardtanh.default,
 }
+
+_NO_DATA = "no calibration batches were given; pass at least one batch of typical inputs"
 
 
 def quantize_ptq(
@@ -36,6 +43,12 @@ def quantize_ptq(
     weight_observer: str = "mse",
     activation_observer: str = "mse",
     residual_bits: int = 8,
+    equalize: bool | Literal["auto"] = False,
+    bias_correction: bool = False,
+    rounding: Literal["nearest", "adaround"] = "nearest",
+    rounding_options: AdaRoundOptions | None = None,
+    seed: int = 0,
+    progress: bool | None = None,
 ) -> ExportedProgram:
     """Quantize a float model after training.
 
@@ -55,7 +68,21 @@ def quantize_ptq(
     activation_observer : {"mse", "percentile", "minmax"}
         How an activation's scale is chosen.
     residual_bits : int
-        Bits of the residual stream, 4 or 8.
+        Bits of the residual stream, 4, 8 or 16.
+    equalize : bool or "auto"
+        Cross-layer equalization (see `equalization`): of all pairs of layers that allow it, or of
+        those where it lowers the error on the calibration images.
+    bias_correction : bool
+        Correct the biases for the errors of their layers' means (see `bias_correction`).
+    rounding : {"nearest", "adaround"}
+        How 4-bit weights are rounded: "adaround" learns it (see `adaround`). Weights of 8 bit are
+        rounded to the nearest.
+    rounding_options : AdaRoundOptions, optional
+        How "adaround" learns.
+    seed : int
+        Seed of everything random.
+    progress : bool, optional
+        Show a progress bar on standard error; where None, if that is a terminal.
 
     Returns
     -------
@@ -67,20 +94,55 @@ def quantize_ptq(
     Raises
     ------
     InputError
-        If an observer's name is unknown, the config does not fit or there is no calibration data.
+        If an option is unknown, the config does not fit, or there is no calibration data or it
+        does not fit together.
     UnsupportedError
         If the model has nothing to quantize.
     """
-    quantizer = Q4Quantizer(
-        load_bit_config(config),
+    _check_options(equalize, rounding, rounding_options)
+    observers = (
         _choice(WEIGHT_OBSERVERS, weight_observer, "weight_observer"),
         _choice(ACTIVATION_OBSERVERS, activation_observer, "activation_observer"),
-        residual_bits,
     )
+    quantizers = (SwitchableQuantizer.with_args(observer=observer) for observer in observers)
+    quantizer = Q4Quantizer(load_bit_config(config), *quantizers, residual_bits)
     example_inputs = dynamic_example(model, example_inputs)
     prepared = prepare_pt2e(capture(model, example_inputs), quantizer)
+    refined = bias_correction or rounding == "adaround"
+    if equalize or refined:
+        images = _joined(calibration_batches)
+        calibration_batches = parts(images, fixed_batch(prepared))
+    if equalize:
+        equalize_units(prepared, units_of(prepared), images, equalize)
     calibrate(prepared, calibration_batches)
+    if refined:
+        learned = (rounding_options or AdaRoundOptions()) if rounding == "adaround" else None
+        refine(
+            prepared, images, bias_correction=bias_correction, rounding=learned, seed=seed,
+            progress=progress,
+        )  # fmt: skip
     return convert(prepared, example_inputs)
+
+
+def _check_options(equalize: object, rounding: object, options: AdaRoundOptions | None) -> None:
+    if equalize not in (False, True, "auto"):
+        raise InputError(f"equalize is {equalize!r}; use True, False or 'auto'")
+    if rounding not in ("nearest", "adaround"):
+        raise InputError(f"rounding is {rounding!r}; use nearest or adaround")
+    if options is not None and rounding != "adaround":
+        raise InputError("rounding_options are for rounding='adaround'; leave them out")
+
+
+def _joined(batches: Iterable[Tensor]) -> Tensor:
+    """Return all calibration images as one tensor."""
+    images = list(batches)
+    if not images:
+        raise InputError(_NO_DATA)
+    shapes = sorted({tuple(batch.shape[1:]) for batch in images})
+    if len(shapes) > 1:
+        msg = f"calibration images have shapes {list(shapes[0])} and {list(shapes[1])}"
+        raise InputError(f"{msg}; they must all have one shape")
+    return torch.cat(images)
 
 
 def capture(
@@ -142,8 +204,7 @@ def calibrate(prepared: GraphModule, batches: Iterable[Tensor]) -> None:
         prepared(batch)
         count += 1
     if count == 0:
-        msg = "no calibration batches were given; pass at least one batch of typical inputs"
-        raise InputError(msg)
+        raise InputError(_NO_DATA)
 
 
 def convert(prepared: GraphModule, example_inputs: tuple[Tensor, ...]) -> ExportedProgram:

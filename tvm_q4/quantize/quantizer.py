@@ -53,7 +53,7 @@ class Q4Quantizer(Quantizer):
         Constructors of observers or fake quantizers (``Class.with_args``-able), for weights (one
         scale an output channel) and activations (one scale a tensor).
     residual_bits : int
-        Bits of the residual stream and of concat branches: 4 or 8.
+        Bits of the residual stream and of concat branches: 4, 8 or 16 (int16, signed throughout).
     """
 
     def __init__(
@@ -64,8 +64,8 @@ class Q4Quantizer(Quantizer):
         residual_bits: int = 8,
     ) -> None:
         super().__init__()
-        if residual_bits not in (4, 8):
-            msg = f"residual_bits is {residual_bits}; it must be 4 or 8"
+        if residual_bits not in (4, 8, 16):
+            msg = f"residual_bits is {residual_bits}; it must be 4, 8 or 16"
             raise InputError(msg)
         self.config = config
         self.weight_observer = weight_observer
@@ -131,14 +131,15 @@ class Q4Quantizer(Quantizer):
 
     def _activation(self, source: Node, bits: int) -> QuantizationSpecBase:
         """Return the spec for reading `source` at `bits`, tied to the grid that it lies on."""
-        signed = not g.is_non_negative(source)
+        signed = bits == 16 or not g.is_non_negative(source)
         edge = _grid_edge(source)
         if edge is not None:
             spec = _root_spec(edge)
             if _width(spec) == bits:
                 return SharedQuantizationSpec(edge)
+        container = torch.int8 if signed else torch.uint8
         return QuantizationSpec(
-            dtype=torch.int8 if signed else torch.uint8,
+            dtype=torch.int16 if bits == 16 else container,
             observer_or_fake_quant_ctr=self.activation_observer,
             quant_min=-(1 << (bits - 1)) if signed else 0,
             quant_max=(1 << (bits - signed)) - 1,
