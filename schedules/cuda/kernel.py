@@ -14,6 +14,8 @@ import numpy as np
 from tvm.target import Target
 
 from tvm_q4._compat import IRBuilder, T, tirx
+from tvm_q4.errors import UnsupportedError
+from tvm_q4.quant import INT32_MAX
 from tvm_q4.schedules.cuda import words
 from tvm_q4.schedules.epilogue import emit_epilogue
 from tvm_q4.schedules.kernel import channel_params
@@ -78,8 +80,15 @@ class CudaKernel:
             self._scratch = T.arg("scratch", T.buffer(scratch, "int32"))
         self._outputs = [self._argument(f"y{k}", t) for k, (_, t) in enumerate(layer.outputs)]
 
-    @staticmethod
-    def _argument(name: str, tensor: Tensor) -> Any:
+    def _argument(self, name: str, tensor: Tensor) -> Any:
+        count = int(np.prod(tensor.physical_shape, dtype=np.int64))
+        if count > INT32_MAX:
+            msg = (
+                f"layer {self.layer.name!r}: tensor {tensor.name!r} of shape {list(tensor.shape)} "
+                f"has {count} elements in memory, CUDA kernels count to {INT32_MAX}; "
+                "compile for a smaller batch or image"
+            )
+            raise UnsupportedError(msg)
         return T.arg(name, T.buffer(tensor.physical_shape, tensor.physical_dtype))
 
     def view(self, buffer: Any, lanes: int = 1) -> Any:

@@ -12,8 +12,9 @@ from dataclasses import replace
 import pytest
 
 from tests.schedules.builders import S4, S8, U4, U8
-from tests.schedules.cuda.builders import check
+from tests.schedules.cuda.builders import check, lower
 from tests.schedules.cuda.convolutions import Conv, forced
+from tvm_q4.errors import UnsupportedError
 from tvm_q4.quant import IntRange
 
 FAMILIES = (75, 80, 90)
@@ -127,6 +128,12 @@ def test_residual_everywhere(bits: int, family: int, residual: str, result: IntR
 def test_accumulators_are_exact() -> None:
     conv = replace(PLAIN, result=None, data=S8)
     check(conv.module(), conv.input(), arch=80, rules=SMALL)
+
+
+def test_tensors_beyond_int32_are_refused() -> None:
+    conv = Conv((6000, 64, 300, 300), 64, result=S4, data=S4, bits=4)
+    with pytest.raises(UnsupportedError, match=r"of shape \[6000, 64, 300, 300\]"):
+        lower(conv.module(), 80)
 
 
 TILES = {
