@@ -38,6 +38,7 @@ from tvm_q4.relay_passes.fuse_stem_pool import FuseStemPool
 from tvm_q4.relay_passes.lower_to_tir import Lowered, Tuned, lower_to_tir
 from tvm_q4.relay_passes.plan_memory import ARENA_ATTR, PlanMemory
 from tvm_q4.relay_passes.qdq_to_integer import QdqToInteger
+from tvm_q4.relay_passes.split_bias import SplitBias
 from tvm_q4.schedules.cuda.stem import stem_pays
 from tvm_q4.schedules.rule import ScheduleRule
 
@@ -48,6 +49,7 @@ INTEGER_PHASES = (
     ("fold-requantize", FoldRequantize),
     ("fold-reshape", FoldReshape),
     ("drop-dead-channels", DropDeadChannels),
+    ("split-bias", SplitBias),
     ("check-overflow", CheckOverflow),
 )
 """Name and pass of each phase. Weights are folded first: batch norms then find integers."""

@@ -1,4 +1,4 @@
-"""SplitBias: channels that would overflow keep their values, the bias partly in output steps."""
+"""SplitBias: vanishing filters keep their values, the bias partly in output steps."""
 
 from __future__ import annotations
 
@@ -64,6 +64,15 @@ def test_values_stay_though_nothing_overflows_any_more(offset: list[int] | None)
 def test_a_layer_within_int32_stays_as_it_is() -> None:
     mod = network(bias=[5, 6, 7])
     assert SplitBias(mod).same_as(mod)
+
+
+def test_a_filter_that_counts_is_refused_as_before() -> None:
+    """Weights that can move the result by more than half a step: 270 * 255 * 2**-17 is 0.53."""
+    mod = network(ratios=(2.0**-17, 2.0**-25, 0.125))
+    after = SplitBias(mod)
+    assert constants(after, "conv")[1][0] == BIAS[0]
+    with pytest.raises(NumericsError, match="conv channel 0"):
+        CheckOverflow(after)
 
 
 def test_a_layer_with_two_readers_stays_and_is_refused() -> None:
