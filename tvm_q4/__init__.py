@@ -1,7 +1,8 @@
 """tvm-q4: quantization-aware-trained ResNets to integer-only libraries, on Apache TVM.
 
-The names in ``__all__`` are the Python form of the command line's verbs, ``quantize_model`` being
-that of ``quantize``: `tvm_q4.quantize` is the package with its parts. They load on first use, so
+The names in ``__all__`` are the Python form of the command line's verbs, ``quantize_model`` and
+``tune_model`` being those of ``quantize`` and ``tune``: `tvm_q4.quantize` and `tvm_q4.tune` are the
+packages with their parts. They load on first use, so
 that ``import tvm_q4`` costs nothing and running a library needs neither torch nor xgboost.
 """
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from tvm_q4.inspection import inspect
     from tvm_q4.library import Library, load
     from tvm_q4.quantize import quantize_model
+    from tvm_q4.tune import tune_model
     from tvm_q4.verification import verify
 
 __all__ = [
@@ -53,6 +55,7 @@ __all__ = [
     "load_model",
     "quantize_model",
     "run",
+    "tune_model",
     "verify",
 ]
 
@@ -71,6 +74,7 @@ _LAZY = {
     "load_model": ("tvm_q4.frontend", "load_model"),
     "quantize_model": ("tvm_q4.quantize", "quantize_model"),
     "run": ("tvm_q4.inference", "run_file"),
+    "tune_model": ("tvm_q4.tune.workflow", "tune_model"),
     "verify": ("tvm_q4.verification", "verify"),
 }
 

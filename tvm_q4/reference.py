@@ -6,7 +6,7 @@ overflow int32 is an error. Float operators (a stage-1 module, a float island) r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -80,6 +80,17 @@ class ReferenceExecutor:
             msg = f"overrides name tensors that the module does not make: {', '.join(unknown)}"
             raise InputError(msg)
         return result, tensors
+
+    def run_function(self, name: str, args: Sequence[NDArray]) -> Value:
+        """Result of one Relax function of the module, such as a fused layer.
+
+        Raises
+        ------
+        NumericsError, UnsupportedError
+            As `run` does.
+        """
+        function = self.callee(self._mod.get_global_var(name))
+        return _Frame(self, {}, {}).function(function, list(args))
 
     def _start(
         self, x: NDArray, overrides: dict[str, NDArray], tensors: dict[str, NDArray]

@@ -107,7 +107,7 @@ def export_library(
     path = check_writable(path)
     compiler = find_compiler()
     check_format(metadata, path)
-    pack = _packer(metadata["target"])
+    pack = packer(metadata["target"])
     with _folder(work_dir) as work, _replacing(path) as output:
         source = _metadata_source(metadata, work)
         try:
@@ -159,8 +159,19 @@ def _metadata_source(metadata: dict[str, Any], work: Path) -> Path:
     return _assembly(_ASSEMBLY, content, section=SECTION)
 
 
-def _packer(target: Mapping[str, Any]) -> Callable[..., str] | None:
-    """For CUDA, what writes a module's imports, with machine code in them, to a source file."""
+def packer(target: Mapping[str, Any]) -> Callable[..., str] | None:
+    """For CUDA, what writes a module's imports, with machine code in them, to a source file.
+
+    Parameters
+    ----------
+    target : mapping
+        ``target`` of the metadata: ``kind``, and for CUDA ``archs`` and ``ptx``.
+
+    Returns
+    -------
+    callable or None
+        The ``fpack_imports`` of TVM's ``export_library``.
+    """
     if target["kind"] != "cuda":
         return None
     compiler = SourceCompiler(target)

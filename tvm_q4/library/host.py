@@ -36,6 +36,16 @@ def cpu_flags(cpuinfo: str | None = None) -> frozenset[str] | None:
     return None
 
 
+def cpu_name() -> str:
+    """What this CPU calls itself, such as ``Intel(R) Xeon(R) Processor``."""
+    path = Path("/proc/cpuinfo")
+    lines = (
+        path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    )
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
 def missing_features(needed: set[str], flags: frozenset[str] | None) -> list[str]:
     """Those of LLVM's feature names that decide whether code runs and that the CPU lacks."""
     if flags is None:

@@ -1,0 +1,32 @@
+"""Measured search for the parameters of schedule rules; its results go into tuning logs.
+
+==================  ================================================================================
+`task`              the distinct signatures of a model whose rule has parameters to choose
+`search`            which candidates of a task are measured next
+`cost_model`        the learned ranking of candidates, `features` what it sees of them
+`scheduler`         which task gets the next batch
+`session`           a run: batches until a limit, records in the log, the best measured again
+`builder`           building candidates in worker processes (`workers`, `build_job`)
+`measurer`          the interface of devices, and this machine's own (`time_job`)
+`case`              inputs and expected outputs, for the check that candidates are bit-exact
+`workflow`          the Python form of the verb ``tune``
+==================  ================================================================================
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_LAZY = {
+    "list_tasks": "tvm_q4.tune.workflow",
+    "tune_model": "tvm_q4.tune.workflow",
+}
+
+__all__ = ["list_tasks", "tune_model"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)

@@ -1,0 +1,262 @@
+"""The verb ``tune``: from a model and a target to records in a tuning log."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tvm
+from tvm.target import Target
+
+from tvm_q4.cuda_target import CudaTarget
+from tvm_q4.errors import InputError, TargetError
+from tvm_q4.progress import ProgressBar
+from tvm_q4.relay_passes.pipeline import to_fused, to_integer
+from tvm_q4.targets import as_target, cpu_target, target_arch
+from tvm_q4.tune.builder import Builder
+from tvm_q4.tune.case import CaseMaker
+from tvm_q4.tune.cost_model import require_xgboost
+from tvm_q4.tune.measurer import LocalMeasurer
+from tvm_q4.tune.search import SearchOptions
+from tvm_q4.tune.session import Budget, Session, summary
+from tvm_q4.tune.task import Task, choose_tasks, extract_tasks
+from tvm_q4.tuning_logs.records import Record, read_log
+from tvm_q4.tuning_logs.writing import check_appendable
+from tvm_q4.variants import variants
+
+
+@dataclass(frozen=True)
+class Work:
+    """A model's tasks, and the module that they are checked with."""
+
+    fused: tvm.IRModule
+    tasks: list[Task]
+    target: Target | CudaTarget
+
+
+def load_work(
+    model: str | Path | tvm.IRModule,
+    target: str | Target | CudaTarget,
+    tasks: str,
+    **options: Any,
+) -> Work:
+    """The tasks of a model for a target; `options` are those of `tvm_q4.load_model`.
+
+    Raises
+    ------
+    Q4Error
+        For anything wrong with the model, the target or the names of the tasks.
+    """
+    resolved = as_target(target)
+    if isinstance(model, tvm.IRModule):
+        mod = model
+    else:
+        from tvm_q4.frontend import load_model
+
+        mod = load_model(model, require_quantized=True, **options)
+    fused = to_fused(to_integer(mod))
+    return Work(fused, choose_tasks(extract_tasks(fused, variants(resolved)), tasks), resolved)
+
+
+def list_tasks(
+    model: str | Path | tvm.IRModule,
+    *,
+    target: str | Target | CudaTarget = "llvm",
+    tasks: str = "all",
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """What `tune_model` would tune: for each task its number, layers, signature and settings.
+
+    Parameters
+    ----------
+    model, target
+        As for `tvm_q4.compile`.
+    tasks : str
+        As for `tune_model`.
+    **options
+        ``batch``, ``image_size``, ``seed`` and the like, as for `tvm_q4.load_model`.
+    """
+    work = load_work(model, target, tasks, **options)
+    return [
+        {
+            "index": task.index,
+            "layers": list(task.layers),
+            "signature": task.signature,
+            "arch": task.arch,
+            "rule": task.rule.name,
+            "settings": len(task.space),
+            "start_params": task.space[task.start],
+        }
+        for task in work.tasks
+    ]
+
+
+def tune_model(
+    model: str | Path | tvm.IRModule,
+    *,
+    log: str | Path,
+    target: str | Target | CudaTarget = "llvm",
+    tasks: str = "all",
+    trials: int | None = None,
+    minutes: float | None = None,
+    early_stop: int = 24,
+    threads: int | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> dict[str, Any]:
+    """Search for the fastest parameters of a model's layers by measuring them.
+
+    Every candidate is compared with the reference executor, bit for bit. Records are appended to
+    the log batch by batch, so that a run can be ended at any moment; the same call continues it.
+
+    Parameters
+    ----------
+    model, target
+        As for `tvm_q4.compile`.
+    log : path
+        File of JSON lines; made where it does not exist. What it holds is not measured again.
+    tasks : str
+        ``all``, or numbers of tasks and names of layers with commas between.
+    trials : int, optional
+        Candidates of all tasks together, those in the log included. Where neither this nor
+        `minutes` is given, each task is searched until `early_stop`.
+    minutes : float, optional
+        Time of the run.
+    early_stop : int
+        Candidates of a task without an improvement after which it is finished.
+    threads : int, optional
+        Threads of CPU kernels; as many as libraries take where None.
+    seed : int
+        Of random weights, inputs and draws.
+    **options
+        ``batch``, ``image_size`` and the like, as for `tvm_q4.load_model`.
+
+    Returns
+    -------
+    dict
+        ``log``, ``target``, ``device``, ``tasks`` (see `tvm_q4.tune.session.summary`), ``trials``
+        (of all tasks), ``measured`` (of this run), ``seconds``, and ``start_us`` and ``best_us``:
+        sums over the model's tuned layers, None while a task has no time.
+
+    Raises
+    ------
+    InputError
+        If a number is out of range, a task does not exist, or the log cannot be used.
+    TargetError
+        If this machine does not have the device.
+    EnvironmentMismatch
+        If the ``tune`` extra is not installed.
+    """
+    _check(trials, minutes, early_stop, threads)
+    check_appendable(log)
+    require_xgboost()
+    resolved = as_target(target)
+    kind = local_device(resolved)
+    records = read_records(log)
+    begin = time.monotonic()
+    work = load_work(model, resolved, tasks, seed=seed, **options)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tvm_q4_tune_")))
+        session = Session(
+            work.tasks,
+            CaseMaker(work.fused, seed),
+            stack.enter_context(Builder(folder)),
+            stack.enter_context(LocalMeasurer(kind, threads)),
+            Path(log),
+            folder,
+            SearchOptions(early_stop=early_stop),
+            seed=seed,
+        )
+        return run_session(session, records, trials, minutes, begin) | {"target": str(resolved)}
+
+
+def run_session(
+    session: Session,
+    records: list[Record],
+    trials: int | None,
+    minutes: float | None,
+    begin: float,
+) -> dict[str, Any]:
+    """Run a session with what its log holds, and say what it found; see `tune_model`."""
+    session.resume(records)
+    known = sum(s.trials for s in session.searches)
+    most = sum(len(task.space) for task in session.tasks)
+    total = most if trials is None else min(trials, most)
+    seconds = None if minutes is None else max(0.0, 60 * minutes - (time.monotonic() - begin))
+    with ProgressBar("tune", max(total, known)) as bar:
+        bar.advance(known)
+        session.run(Budget(trials, seconds), bar)
+    rows = [summary(search) for search in session.searches]
+    return {
+        "log": str(session.log),
+        "device": session.measurer.facts["device"],
+        "tasks": rows,
+        "trials": sum(row["trials"] for row in rows),
+        "measured": sum(row["trials"] for row in rows) - known,
+        "seconds": time.monotonic() - begin,
+        "start_us": _network(rows, "start_us"),
+        "best_us": _network(rows, "best_us"),
+    }
+
+
+def _network(rows: list[dict[str, Any]], key: str) -> float | None:
+    """Time of all tuned layers of the network."""
+    times = [(row[key], len(row["layers"])) for row in rows]
+    if any(us is None for us, _ in times):
+        return None
+    return float(sum(us * count for us, count in times))
+
+
+def read_records(log: str | Path) -> list[Record]:
+    """Records of a log that may not exist yet."""
+    return list(read_log(log)) if Path(log).exists() else []
+
+
+def local_device(target: Target | CudaTarget) -> str:
+    """The device of this machine that kernels of a target are measured on: "cpu" or "cuda".
+
+    Raises
+    ------
+    TargetError
+        If there is no such device here.
+    """
+    if isinstance(target, CudaTarget):
+        _check_gpu(target)
+        return "cuda"
+    here, there = target_arch(cpu_target()), target_arch(target)
+    if here != there:
+        msg = f"candidates for the CPU {there!r} cannot be measured here, on {here!r}"
+        raise TargetError(f"{msg}; {ELSEWHERE}")
+    return "cpu"
+
+
+ELSEWHERE = "tune where that device is, or use --rpc HOST:PORT/KEY or --bundle DIR"
+"""What to do about a device that is not here."""
+
+
+def _check_gpu(target: CudaTarget) -> None:
+    from tvm_q4.cuda_target import family_of_arch
+    from tvm_q4.errors import LibraryError
+    from tvm_q4.library.cuda_device import open_device
+
+    try:
+        gpu = open_device()
+    except LibraryError as error:
+        raise TargetError(f"{target} cannot be measured here: {error}; {ELSEWHERE}") from None
+    foreign = [arch for arch in target.archs if family_of_arch(arch) != family_of_arch(gpu.arch)]
+    if foreign or len(target.families()) > 1:
+        msg = f"{target} cannot be measured on {gpu}: one arch of its own family can"
+        raise TargetError(f"{msg}; {ELSEWHERE}")
+
+
+def _check(trials: int | None, minutes: float | None, early_stop: int, threads: int | None) -> None:
+    limits = {"trials": trials, "early_stop": early_stop, "threads": threads}
+    for name, value in limits.items():
+        if value is not None and value < 1:
+            raise InputError(f"{name} is {value}; it must be at least 1")
+    if minutes is not None and not minutes > 0:
+        raise InputError(f"minutes is {minutes}; it must be above 0")
