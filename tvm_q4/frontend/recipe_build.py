@@ -16,6 +16,7 @@ from tvm_q4.errors import InputError, Q4Error, UnsupportedError
 from tvm_q4.frontend.recipe_checks import check_op
 from tvm_q4.frontend.recipe_schema import MOVEMENT_SPECS, OP_SPECS, check_keys, is_int
 from tvm_q4.meta import with_meta
+from tvm_q4.quant import INT32_MAX
 
 _INPUT_TYPES = ("float32", "int8", "uint8", "int16", "uint16")
 
@@ -50,9 +51,10 @@ def _parameter(entry: Any, batch: int, image_size: tuple[int, int] | None) -> re
     shape, dtype = entry["shape"], entry["dtype"]
     if not isinstance(entry["name"], str) or not entry["name"]:
         raise InputError(f"recipe input: name {entry['name']!r} must be a text")
-    if not isinstance(shape, list) or not shape or not all(is_int(d) and d > 0 for d in shape):
+    sizes = isinstance(shape, list) and all(is_int(d) and 0 < d <= INT32_MAX for d in shape)
+    if not sizes or not shape:
         raise InputError(
-            f"recipe input: shape {shape!r} must list positive sizes without the batch"
+            f"recipe input: shape {shape!r} must list sizes of 1 to {INT32_MAX}, without the batch"
         )
     if dtype not in _INPUT_TYPES:
         raise InputError(f"recipe input: dtype {dtype!r} must be one of {', '.join(_INPUT_TYPES)}")
