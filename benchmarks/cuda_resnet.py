@@ -156,4 +156,10 @@ def layer_table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from tvm_q4.errors import Q4Error
+
+    try:
+        sys.exit(main())
+    except Q4Error as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
