@@ -171,8 +171,16 @@ def _layer(call: LoweredCall, lowered: Lowered, target: Target) -> dict[str, Any
         "rule": call.choice.rule.name,
         "rule_params": call.choice.params,
         "source": call.choice.source,
+        "predicted_us": _predicted_us(call, target),
         "kernel": call.kernel,
     }
+
+
+def _predicted_us(call: LoweredCall, target: Target) -> float | None:
+    """Predicted time on the target's device; None on CPUs, where predictions only rank."""
+    if target.kind.name != "cuda":
+        return None
+    return round(call.choice.rule.predict(call.layer, target, call.choice.params), 3)
 
 
 def _call(call: LoweredCall) -> dict[str, Any]:
