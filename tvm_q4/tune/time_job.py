@@ -32,8 +32,8 @@ class Timing:
         Seconds that one group may take, after which it has failed.
     """
 
-    rounds: int = 7
-    burst_ms: float = 2.0
+    rounds: int = 10
+    burst_ms: float = 1.0
     limit_s: float = 60.0
 
 

@@ -18,11 +18,13 @@ from tvm_q4.progress import ProgressBar
 from tvm_q4.relay_passes.pipeline import to_fused, to_integer
 from tvm_q4.targets import as_target, cpu_target, target_arch
 from tvm_q4.tune.builder import Builder
+from tvm_q4.tune.candidates import Candidates
 from tvm_q4.tune.case import CaseMaker
 from tvm_q4.tune.cost_model import require_xgboost
 from tvm_q4.tune.measurer import LocalMeasurer
 from tvm_q4.tune.search import SearchOptions
-from tvm_q4.tune.session import Budget, Session, summary
+from tvm_q4.tune.session import Budget, Session
+from tvm_q4.tune.summary import summary
 from tvm_q4.tune.task import Task, choose_tasks, extract_tasks
 from tvm_q4.tuning_logs.records import Record, read_log
 from tvm_q4.tuning_logs.writing import check_appendable
@@ -138,7 +140,7 @@ def tune_model(
     Returns
     -------
     dict
-        ``log``, ``target``, ``device``, ``tasks`` (see `tvm_q4.tune.session.summary`), ``trials``
+        ``log``, ``target``, ``device``, ``tasks`` (see `tvm_q4.tune.summary.summary`), ``trials``
         (of all tasks), ``measured`` (of this run), ``seconds``, and ``start_us`` and ``best_us``:
         sums over the model's tuned layers, None while a task has no time.
 
@@ -161,16 +163,14 @@ def tune_model(
     work = load_work(model, resolved, tasks, seed=seed, **options)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tvm_q4_tune_")))
-        session = Session(
-            work.tasks,
+        candidates = Candidates(
             CaseMaker(work.fused, seed),
             stack.enter_context(Builder(folder)),
             stack.enter_context(LocalMeasurer(kind, threads)),
-            Path(log),
             folder,
-            SearchOptions(early_stop=early_stop),
-            seed=seed,
         )
+        how = SearchOptions(early_stop=early_stop)
+        session = Session(work.tasks, candidates, Path(log), how, seed=seed)
         return run_session(session, records, trials, minutes, begin) | {"target": str(resolved)}
 
 
@@ -183,7 +183,7 @@ def run_session(
 ) -> dict[str, Any]:
     """Run a session with what its log holds, and say what it found; see `tune_model`."""
     session.resume(records)
-    known = sum(s.trials for s in session.searches)
+    known = session.trials
     most = sum(len(task.space) for task in session.tasks)
     total = most if trials is None else min(trials, most)
     seconds = None if minutes is None else max(0.0, 60 * minutes - (time.monotonic() - begin))
@@ -193,10 +193,10 @@ def run_session(
     rows = [summary(search) for search in session.searches]
     return {
         "log": str(session.log),
-        "device": session.measurer.facts["device"],
+        "device": session.candidates.measurer.facts["device"],
         "tasks": rows,
-        "trials": sum(row["trials"] for row in rows),
-        "measured": sum(row["trials"] for row in rows) - known,
+        "trials": session.trials,
+        "measured": session.trials - known,
         "seconds": time.monotonic() - begin,
         "start_us": _network(rows, "start_us"),
         "best_us": _network(rows, "best_us"),
