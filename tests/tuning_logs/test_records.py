@@ -47,8 +47,15 @@ def test_fastest_checked_record_of_the_arch_is_best(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["not json", "[1]", "{}", BASE | {"times_us": []}, BASE | {"params": 3}, BASE | {"checked": 1}],
-)
+    [
+        "not json", "[1]", "{}", "null", '"schema"', "[" * 100_000, "1" * 5000, "\x00",
+        BASE | {"times_us": []}, BASE | {"times_us": [0.0]}, BASE | {"times_us": [True]},
+        BASE | {"times_us": [float("nan")]}, BASE | {"times_us": [1.0, float("inf")]},
+        BASE | {"times_us": "3"}, BASE | {"start_us": [-1.0]}, BASE | {"params": 3},
+        BASE | {"checked": 1}, BASE | {"schema": 2}, BASE | {"schema": True},
+        BASE | {"schema": "1"}, {k: v for k, v in BASE.items() if k != "date"},
+    ],
+)  # fmt: skip
 def test_broken_lines_are_reported_with_their_number(
     line: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -56,6 +63,35 @@ def test_broken_lines_are_reported_with_their_number(
     with caplog.at_level(logging.WARNING):
         assert len(list(read_log(log))) == 2
     assert "a.jsonl:2" in caplog.text
+
+
+def test_bytes_that_are_no_text_are_one_broken_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = write(tmp_path / "a.jsonl", BASE)
+    log.write_bytes(b"\xff\xfe\n" + log.read_bytes())
+    with caplog.at_level(logging.WARNING):
+        assert len(list(read_log(log))) == 1
+    assert "a.jsonl:1: skipped, not JSON" in caplog.text
+
+
+def test_a_file_of_another_kind_is_reported_shortly(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = tmp_path / "a.txt"
+    log.write_text("a line of text\n" * 1000)
+    with caplog.at_level(logging.WARNING):
+        assert list(read_log(log)) == []
+    assert len(caplog.records) == 11 and "990 more lines" in caplog.text
+
+
+def test_what_was_measured_again_outranks_single_measurements(tmp_path: Path) -> None:
+    lucky = BASE | {"params": {"a": 2}, "times_us": [0.1]}
+    sure = BASE | {"params": {"a": 3}, "times_us": [1.5, 1.2], "again": True}
+    surer = BASE | {"params": {"a": 4}, "times_us": [9.0, 1.1], "again": True}
+    unchecked = sure | {"times_us": [0.2], "checked": False}
+    log = write(tmp_path / "a.jsonl", lucky, sure, surer, unchecked, BASE)
+    assert best_records([log], "x86-64")["s"].params == {"a": 4}
 
 
 def test_another_schema_and_a_missing_file_are_errors(tmp_path: Path) -> None:

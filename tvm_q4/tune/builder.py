@@ -35,7 +35,7 @@ class Builder:
         self, folder: Path, workers: int | None = None, limit_s: float = BUILD_LIMIT_S
     ) -> None:
         self._folder, self._limit_s = folder, limit_s
-        self._pool = Pool(workers or min(8, os.cpu_count() or 1))
+        self._pool = Pool(workers or min(8, os.cpu_count() or 1), [build_job.__name__])
         self._numbers = itertools.count()
         self._task_files: dict[Task, str] = {}
 

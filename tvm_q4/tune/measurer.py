@@ -63,7 +63,7 @@ class LocalMeasurer:
     def __init__(self, kind: str = "cpu", threads: int | None = None) -> None:
         self._kind = kind
         environment = {} if threads is None else {"TVM_NUM_THREADS": str(threads)}
-        self._pool = Pool(1, environment)
+        self._pool = Pool(1, [time_job.__name__], environment)
         facts = self._pool.map(time_job.describe_device, [(kind,)], START_LIMIT_S)[0]
         if isinstance(facts, Failure):
             self._pool.__exit__()

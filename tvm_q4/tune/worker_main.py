@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import signal
 import sys
 from multiprocessing import connection
 
-import tvm_q4.tune.build_job
-import tvm_q4.tune.time_job  # noqa: F401 - TVM is imported before the first limit runs
 from tvm_q4.tune.workers import Failure
 
 _GRACE_S = 30
@@ -38,4 +37,6 @@ def _line(error: Exception) -> str:
 
 
 if __name__ == "__main__":
+    for name in sys.argv[2:]:
+        importlib.import_module(name)
     serve(connection.Connection(int(sys.argv[1])))

@@ -21,7 +21,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection
 from typing import Any
@@ -38,16 +38,10 @@ class Failure:
 
 
 class Worker:
-    """One process that runs jobs, started when the first one comes.
+    """One process that runs jobs, started when the first one comes; parameters as of `Pool`."""
 
-    Parameters
-    ----------
-    environment : mapping of str to str, optional
-        Variables set in the process.
-    """
-
-    def __init__(self, environment: dict[str, str] | None = None) -> None:
-        self._environment = environment or {}
+    def __init__(self, preload: Sequence[str], environment: Mapping[str, str]) -> None:
+        self._preload, self._environment = list(preload), dict(environment)
         self._process: subprocess.Popen | None = None
         self._link: connection.Connection | None = None
 
@@ -64,6 +58,7 @@ class Worker:
         ours, theirs = socket.socketpair()
         with theirs:
             command = [sys.executable, "-m", "tvm_q4.tune.worker_main", str(theirs.fileno())]
+            command += self._preload
             self._process = subprocess.Popen(
                 command,
                 pass_fds=(theirs.fileno(),),
@@ -113,12 +108,17 @@ class Pool:
     ----------
     size : int
         Number of processes.
-    environment : mapping of str to str, optional
+    preload : sequence of str
+        Modules that each process imports before its first job, so that a job's limit does not
+        count what TVM takes to load.
+    environment : mapping of str to str
         Variables set in each process.
     """
 
-    def __init__(self, size: int, environment: dict[str, str] | None = None) -> None:
-        self._workers = [Worker(environment) for _ in range(size)]
+    def __init__(
+        self, size: int, preload: Sequence[str] = (), environment: Mapping[str, str] | None = None
+    ) -> None:
+        self._workers = [Worker(preload, environment or {}) for _ in range(size)]
 
     def __enter__(self) -> Pool:
         return self
