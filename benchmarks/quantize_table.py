@@ -18,16 +18,17 @@ from typing import Any
 import tvm_q4
 from tvm_q4.quantize.workflow import quantize_model
 
+_SCALES: dict[str, Any] = {"bias_correction": False}
 METHODS: dict[str, dict[str, Any]] = {
-    "minmax": {"weight_observer": "minmax", "activation_observer": "minmax"},
-    "percentile": {"activation_observer": "percentile"},
-    "mse": {},
-    "mse, equalization": {"equalize": "auto"},
-    "mse, bias correction": {"bias_correction": True},
-    "mse, AdaRound": {"rounding": "adaround"},
-    "all": {"equalize": "auto", "bias_correction": True, "rounding": "adaround"},
+    "minmax": {**_SCALES, "weight_observer": "minmax", "activation_observer": "minmax"},
+    "percentile": {**_SCALES, "activation_observer": "percentile"},
+    "mse": _SCALES,
+    "mse, equalization": {**_SCALES, "equalize": True},
+    "mse, bias correction": {},
+    "mse, bias correction, AdaRound": {"rounding": "adaround"},
+    "all": {"equalize": "auto", "rounding": "adaround"},
 }
-"""Arguments of `quantize_ptq` by name; what is not named is its default."""
+"""Arguments of `quantize_ptq` by name."""
 _BATCH = 50
 
 

@@ -9,7 +9,9 @@ pytest.importorskip("torchao")
 
 from torch import nn  # noqa: E402
 
+import tvm_q4  # noqa: E402
 from tvm_q4.errors import InputError, UnsupportedError  # noqa: E402
+from tvm_q4.frontend.torch_export import import_exported  # noqa: E402
 from tvm_q4.models.resnet_cifar import CifarResNet  # noqa: E402
 from tvm_q4.quantize import BitConfig, LayerBits, quantize_ptq  # noqa: E402
 
@@ -226,6 +228,40 @@ def test_bit_config_by_layer_and_residual_bits():
     assert weight_range(named(program, "conv1")) == (-7, 7)
     assert read_range(calls(program, aten.add.Tensor)[0], 1) == U4
     assert read_range(calls(program, aten.add.Tensor)[1], 1) == S4
+
+
+def test_stream_of_16_bits_is_int16_and_compiled_exactly():
+    torch.manual_seed(3)
+    x = torch.randn(2, 3, 16, 16)
+    program = quantize_ptq(CifarResNet(8, "A"), (x,), [x], "uniform4", residual_bits=16)
+    for add in calls(program, aten.add.Tensor):
+        assert read_range(add, 1) == (-(1 << 15), (1 << 15) - 1)
+        assert quantize_of(add, 1).args[5] == torch.int16
+    assert read_range(named(program, "layer1.0.conv2")) == U4
+    library = tvm_q4.compile(program, batch=2, require_integer_only=True)
+    module = import_exported(program, batch=2)
+    assert tvm_q4.verify(library, module, x.numpy())["bit_exact"]
+
+
+def test_views_and_means_after_a_relu_are_unsigned():
+    class Viewed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+        def forward(self, x):
+            y = nn.functional.avg_pool2d(self.conv(x).relu(), 14)
+            return self.fc(y.view(y.size(0), -1))
+
+    class Averaged(Viewed):
+        def forward(self, x):
+            return self.fc(self.conv(x).relu().mean([2, 3], keepdim=True).reshape(-1, 4))
+
+    assert read_range(named(quantized(Viewed(), "uniform8"), "fc")) == U8
+    program = quantized(Averaged(), "uniform8")
+    assert read_range(named(program, "fc")) == U8
+    (mean,) = calls(program, aten.mean.dim)
+    assert read_range(mean) == U8
 
 
 def test_any_batch_size_runs_and_a_program_is_accepted():

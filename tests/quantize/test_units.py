@@ -6,6 +6,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("torchao")
 
 from tests.quantize.prepared import Chain, Residual, images, network, observing, quantizing  # noqa: E402
+from tvm_q4.quantize import refine  # noqa: E402
 from tvm_q4.quantize.constants import LAYER_KEY  # noqa: E402
 from tvm_q4.quantize.switchable import floating  # noqa: E402
 from tvm_q4.quantize.units import channel_means, fixed_batch, subgraph, units_of  # noqa: E402
@@ -57,6 +58,16 @@ def test_subgraph_gives_several_outputs_and_shares_parameters():
         assert not part(start)[1].any()
     means = channel_means(part, start, 1)
     torch.testing.assert_close(means[0], a.double().mean((0, 2, 3)))
+
+
+def test_as_many_images_are_used_as_fit_in_memory(monkeypatch):
+    x = images()
+    units = units_of(observing(network(Residual), x))
+    assert refine._most_images(units) == (1 << 27) // (8 * 8 * 8)
+    monkeypatch.setattr(refine, "_MOST_VALUES", 3 * 512 + 1)
+    assert refine._most_images(units) == 3
+    fixed = units_of(observing(torch.export.export(network(Residual), (x[:2],)), x[:2]))
+    assert refine._most_images(fixed) == 2
 
 
 def test_means_of_a_linear_layer_go_by_its_last_axis():

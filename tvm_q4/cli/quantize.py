@@ -64,7 +64,8 @@ _EQUALIZE: dict[str, Any] = {"auto": "auto", "on": True, "off": False}
 @click.option(
     "--rounding",
     type=click.Choice(["nearest", "adaround"]),
-    help="Post-training: how weights are rounded.  [default: nearest]",
+    help="Post-training: how 4-bit weights are rounded; adaround takes minutes and is better."
+    "  [default: nearest]",
 )
 @click.option(
     "--equalize",
@@ -74,7 +75,7 @@ _EQUALIZE: dict[str, Any] = {"auto": "auto", "on": True, "off": False}
 @click.option(
     "--bias-correction/--no-bias-correction",
     default=None,
-    help="Post-training: correct the mean of each channel.  [default: no]",
+    help="Post-training: correct the mean of each channel.  [default: yes]",
 )
 @click.option(
     "--train", type=PATH, metavar="DATA", help="Labelled images: quantization-aware training."

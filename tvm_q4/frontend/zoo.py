@@ -122,6 +122,7 @@ def build_program(name: str, config: BitConfig | None, seed: int = 0) -> Exporte
             config,
             weight_observer="minmax",
             activation_observer="minmax",
+            bias_correction=False,
         )
 
 

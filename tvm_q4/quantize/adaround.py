@@ -182,9 +182,10 @@ def _descend(
     generator: torch.Generator,
 ) -> None:
     """Minimise the error over roundings and steps; `nearest` is the error that counts as 1."""
-    groups = [{"params": [r.up for r in roundings], "lr": options.rounding_rate}]
+    learned = [r.up for r in roundings]
+    groups = [{"params": learned, "lr": options.rounding_rate}]
     groups += [{"params": [s], "lr": options.step_rate * s.item()} for s in steps]
-    for parameter in (p for group in groups for p in group["params"]):
+    for parameter in [*learned, *steps]:
         parameter.requires_grad_(True)
     optimizer = torch.optim.Adam(groups)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.iterations)

@@ -80,8 +80,11 @@ def is_non_negative(node: Node) -> bool:
         return True
     if called(node, CLAMPS):
         return len(node.args) < 2 or float(node.args[1]) >= 0.0
-    if called(node, MAX_POOLS + AVERAGE_POOLS + MOVES + RESHAPES + CONCATS):
+    if called(node, CONCATS):
         return all(is_non_negative(source) for source in tensor_inputs(node))
+    if called(node, MAX_POOLS + AVERAGE_POOLS + MOVES + RESHAPES):
+        source = node.args[0]
+        return isinstance(source, Node) and is_non_negative(source)
     return False
 
 

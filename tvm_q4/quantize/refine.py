@@ -5,6 +5,8 @@ Each unit is given what the quantized network before it makes, so that it can ma
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
@@ -14,7 +16,10 @@ from tvm_q4.quantize.adaround import AdaRoundOptions, learn_rounding
 from tvm_q4.quantize.bias_correction import correct_biases, float_means, give_biases
 from tvm_q4.quantize.constants import LAYER_KEY
 from tvm_q4.quantize.switchable import floating, start_quantizing
-from tvm_q4.quantize.units import units_of
+from tvm_q4.quantize.units import Unit, units_of
+
+_MOST_VALUES = 1 << 27
+"""Of a tensor between units, over all images."""
 
 
 def refine(
@@ -34,7 +39,7 @@ def refine(
         Calibrated, its quantizers `SwitchableQuantizer`.
     images : Tensor
         Calibration inputs [N, C, H, W]. A unit's inputs and outputs, in float and quantized, are
-        held for all of them.
+        held for all that are used: as many as keep each of these under half a gigabyte.
     bias_correction : bool
         Whether to correct the biases of every layer.
     rounding : AdaRoundOptions or None
@@ -49,7 +54,8 @@ def refine(
     start_quantizing(prepared)
     generator = torch.Generator().manual_seed(seed)
     units = units_of(prepared)
-    quantized = exact = images.contiguous(memory_format=torch.channels_last)
+    used = images[: _most_images(units)]
+    quantized = exact = used.contiguous(memory_format=torch.channels_last)
     with ProgressBar("quantize", len(units), show=progress) as bar:
         for unit in units:
             bar.step(", ".join(str(layer.meta[LAYER_KEY]) for layer in unit.layers))
@@ -62,3 +68,10 @@ def refine(
                 correct_biases(prepared, unit, quantized, means)
             quantized, exact = unit.run(quantized), target
             bar.advance()
+
+
+def _most_images(units: list[Unit]) -> int:
+    """Return how many images may be used, whole batches where the graph demands them."""
+    largest = max(math.prod(unit.target.meta["val"].shape[1:]) for unit in units)
+    batch = units[0].fixed_batch or 1
+    return max(1, _MOST_VALUES // largest // batch) * batch
