@@ -7,6 +7,7 @@ from tvm.target import Target
 
 from tvm_q4.cuda_target import ARCH_FAMILY, CudaTarget, host_target, int4_note, shared_memory
 from tvm_q4.errors import TargetError
+from tvm_q4.library.cuda_device import can_run
 from tvm_q4.targets import as_target, parse_target
 
 
@@ -110,11 +111,14 @@ def test_a_named_device_says_nothing_about_other_families() -> None:
     assert "device-l4" in target.family_target(80).keys
 
 
-def test_kernels_of_a_family_fit_each_of_its_archs() -> None:
-    target = CudaTarget((80, 89)).family_target(80)
-    assert int(target.attrs["max_shared_memory_per_block"]) == 99 * 1024
-    alone = CudaTarget((80,)).family_target(80)
-    assert int(alone.attrs["max_shared_memory_per_block"]) == 163 * 1024
+def test_kernels_fit_every_device_that_they_are_chosen_for() -> None:
+    """sm_80's machine code runs on an L4, PTX of sm_90 on an RTX 5090: both have 99 KiB a block."""
+    for arch in ARCH_FAMILY:
+        target = CudaTarget((arch,))
+        limit = int(target.family_target(ARCH_FAMILY[arch]).attrs["max_shared_memory_per_block"])
+        runs_on = [device for device in ARCH_FAMILY if can_run(target.to_json(), device)]
+        assert arch in runs_on
+        assert limit == min(shared_memory(device) for device in runs_on)
 
 
 def test_a_family_target_stands_for_its_arch() -> None:

@@ -78,15 +78,13 @@ def test_only_the_t4_predicts_below_its_boost_clock():
     ("target", "name", "kib"),
     [
         ("cuda:sm_75", "t4", 64),
-        ("cuda:sm_80", "a100", 163),
-        ("cuda:sm_80,sm_89", "a100", 99),
+        ("cuda:sm_80", "a100", 99),
         ("cuda:sm_86", "a10", 99),
-        ("cuda:sm_90,sm_100", "h200", 227),
-        ("cuda:sm_90,sm_120", "h200", 99),
+        ("cuda:sm_90,sm_100", "h200", 99),
         ("nvidia/geforce-rtx-4090", "rtx4090", 99),
     ],
 )
-def test_shared_memory_is_what_every_architecture_has(target, name, kib):
+def test_shared_memory_is_what_every_device_of_the_family_has(target, name, kib):
     wanted = parse_cuda(target)
     device = device_of(wanted.family_target(max(wanted.families())))
     assert (device.name, device.shared_per_block) == (name, kib * 1024)
