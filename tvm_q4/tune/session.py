@@ -29,7 +29,7 @@ from tvm_q4.tuning_logs.writing import append, entry
 CONFIRMED = 3
 """How many of a task's best candidates are measured again beside its start."""
 
-_CONFIRM_S = 5.0
+_CONFIRM_S = 2.0
 """Seconds that measuring a task's best again is taken to last, before one was timed."""
 
 _CONFIRM_ROUNDS = 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import time
 from contextlib import ExitStack
@@ -29,6 +30,8 @@ from tvm_q4.tune.task import Task, choose_tasks, extract_tasks
 from tvm_q4.tuning_logs.records import Record, read_log
 from tvm_q4.tuning_logs.writing import check_appendable
 from tvm_q4.variants import variants
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,10 @@ def load_work(
 
         mod = load_model(model, require_quantized=True, **options)
     fused = to_fused(to_integer(mod))
-    return Work(fused, choose_tasks(extract_tasks(fused, variants(resolved)), tasks), resolved)
+    found = extract_tasks(fused, variants(resolved))
+    if not found:
+        logger.warning("no layer of the model has parameters to choose for %s", resolved)
+    return Work(fused, choose_tasks(found, tasks), resolved)
 
 
 def list_tasks(

@@ -1,0 +1,118 @@
+"""``tvm-q4 tune`` on the command line: tasks, logs, refusals; searches are tested in tests/tune."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import Tool
+from tests.tuning_logs.test_records import BASE, write
+from tvm_q4.targets import cpu_target, target_arch
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return write(tmp_path / "log.jsonl", BASE, BASE | {"signature": "t", "times_us": [7.25]})
+
+
+def test_the_list_of_tasks(tool: Tool, pt2: Path) -> None:
+    found = tool("tune", pt2, "--tasks", "list", "--json").json["tasks"]
+    assert [task["layers"] for task in found] == [["conv"]]  # the linear layer has one setting
+    shown = tool("tune", pt2, "--tasks", "list", "--target", "cuda:sm_80")
+    assert shown.code == 0 and len(shown.out.splitlines()) == 2
+    assert "conv2d n1 c3 8x9" in shown.out and "sm_80" in shown.out
+
+
+def test_best_is_one_line_a_signature(tool: Tool, log: Path) -> None:
+    shown = tool("tune", "--best", log)
+    assert shown.code == 0 and len(shown.out.splitlines()) == 2
+    assert "7.2 us (measured once)  r a=1  t" in shown.out
+    rows = tool("tune", "--best", log, "--json").json["best"]
+    assert [row["signature"] for row in rows] == ["s", "t"]
+
+
+def test_a_broken_line_is_a_warning(tool: Tool, log: Path) -> None:
+    with log.open("a") as file:
+        file.write("{broken\n")
+    shown = tool("tune", "--best", log)
+    assert shown.code == 0 and len(shown.out.splitlines()) == 2
+    assert f"{log}:3: skipped" in shown.err
+
+
+def test_merge(tool: Tool, log: Path, tmp_path: Path) -> None:
+    other = write(tmp_path / "other.jsonl", BASE, BASE | {"signature": "u"})
+    merged = tmp_path / "merged.jsonl"
+    shown = tool("tune", "--merge", log, other, "-o", merged)
+    assert (shown.code, shown.out) == (0, f"{merged}: 3 records, 1 equal lines left out\n")
+    assert len(merged.read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give one MODEL, found 0"),
+        (["MODEL"], "needs --log FILE"),
+        (["MODEL", "MODEL", "--log", "LOG"], "give one MODEL, found 2"),
+        (["MODEL", "--log", "LOG", "--tasks", "nothing"], "task 'nothing' does not exist"),
+        (["MODEL", "--log", "LOG", "--trials", "0"], "--trials"),
+        (["MODEL", "--log", "LOG", "--minutes", "0"], "--minutes"),
+        (["MODEL", "--log", "none/log.jsonl"], "is not a folder"),
+        (["MODEL", "--log", "LOG", "--target", "cuda"], "--bundle DIR"),
+        (["MODEL", "--log", "LOG", "-o", "LOG"], "-o goes with --merge"),
+        (["MODEL", "--log", "SCHEMA"], "schema 2"),
+        (["missing.pt2", "--log", "LOG"], "'missing.pt2' does not exist"),
+        (["--best"], "give one LOG, found 0"),
+        (["--best", "missing.jsonl"], "cannot be read"),
+        (["--best", "SCHEMA"], "this version reads 1"),
+        (["--best", "LOG", "--trials", "3"], "does not go with --trials"),
+        (["--best", "--merge", "LOG", "-o", "LOG"], "give one"),
+        (["--merge", "LOG"], "--merge needs -o FILE"),
+        (["--merge", "-o", "NEW"], "no log to merge"),
+        (["--merge", "LOG", "SCHEMA", "-o", "NEW"], "schema 2"),
+    ],
+)
+def test_refusals_are_one_line_and_write_nothing(
+    tool: Tool, pt2: Path, log: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    pytest.importorskip("xgboost")
+    schema = write(tmp_path / "schema.jsonl", BASE | {"schema": 2})
+    names: dict[str, Any] = {
+        "MODEL": pt2, "LOG": log, "SCHEMA": schema, "NEW": tmp_path / "new.jsonl",
+    }  # fmt: skip
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    line = tool("tune", *(names.get(a, a) for a in arguments)).refused()
+    assert message in line
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_compile_and_inspect_say_what_decided_the_parameters(
+    tool: Tool, pt2: Path, tmp_path: Path
+) -> None:
+    (task,) = tool("tune", pt2, "--tasks", "list", "--json").json["tasks"]
+    entry = {
+        "arch": target_arch(cpu_target()), "signature": task["signature"],
+        "rule": task["rule"], "params": task["start_params"],
+    }  # fmt: skip
+    log, library = write(tmp_path / "log.jsonl", BASE | entry), tmp_path / "net.so"
+    assert tool("compile", pt2, "--tuning-log", log, "-o", library).code == 0
+    layers = tool("inspect", library, "--json").json["metadata"]["layers"]
+    assert {layer["name"]: layer["source"] for layer in layers} == {
+        "conv": "measured", "fc": "fallback",
+    }  # fmt: skip
+    lines = tool("inspect", library).out.splitlines()
+    assert any("conv" in line and "measured" in line for line in lines)
+    assert any("fc" in line and "fallback" in line for line in lines)
+
+
+def test_an_empty_log_does_not_satisfy_a_strict_compile(
+    tool: Tool, pt2: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text("")
+    out = tmp_path / "net.so"
+    refused = tool("compile", pt2, "--tuning-log", log, "--strict-log", "-o", out)
+    assert refused.code == 1 and not out.exists()
+    (line,) = refused.err.splitlines()
+    assert line.startswith("error: --strict-log: ")
