@@ -103,7 +103,7 @@ def test_brevitas(
     path = brevitas_tool.export(model, tmp_path / "model.onnx", form, dynamo=dynamo)
     found = check_model(path, images(3, seed=5), batch=2, tensors=6)
     assert found.equal > 0.8 if dynamo else found.equal == 1
-    assert list(found.bits.values()) == [(bits, 8), *[(bits, bits)] * 4]
+    assert list(found.bits.values()) == [(bits, bits)] * len(LAYERS)
     assert found.source["quantization"] == form.upper()
     assert found.source["tool"].startswith("pytorch 2.")
 

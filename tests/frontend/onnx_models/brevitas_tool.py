@@ -1,7 +1,7 @@
 """Models that Brevitas quantizes and exports: QCDQ and QONNX.
 
 Networks pass through its own flow for trained floats (`preprocess_for_quantize`, `quantize`), with
-all layers at `bits` but the input, and statistics from a few images as its examples take them.
+statistics from a few images, as its examples do.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def quantized(
     bias: bool = True,
     size: tuple[int, ...] = SIZE,
 ) -> nn.Module:
-    """A Brevitas model of a float `network`: weights and activations in `bits`, input in 8.
+    """A Brevitas model of a float `network`: weights, activations and the input in `bits`.
 
     `bias` says whether biases are quantized to 32 bits or stay float.
     """
@@ -56,7 +56,7 @@ def quantized(
         model = quantize(
             preprocess_for_quantize(network),
             quant_identity_map={
-                "signed": (qnn.QuantIdentity, signed),
+                "signed": (qnn.QuantIdentity, signed | narrow),
                 "unsigned": (qnn.QuantIdentity, unsigned | narrow),
             },
             compute_layer_map={

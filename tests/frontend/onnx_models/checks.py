@@ -30,11 +30,14 @@ class Checked:
     source: dict[str, Any]
 
 
-def check_model(path: Path, x: NDArray, *, batch: int, tensors: int) -> Checked:
+def check_model(
+    path: Path, x: NDArray, *, batch: int, tensors: int, same_class: bool = True
+) -> Checked:
     """Compile `path`, verify it against the reference executor and onnxruntime on images `x`.
 
     `tensors` are stored by the library and compared with onnxruntime's. Each layer by itself may
-    differ from it by one step, where a float bias was rounded or float32 met a tie.
+    differ from it by one step, where a float bias was rounded or float32 met a tie. `same_class`
+    demands the class of onnxruntime left to itself; deep random networks may differ.
     """
     library = tvm_q4.compile(path, batch=batch, require_integer_only=True)
     report = tvm_q4.verify(library, path, x, onnxruntime=True)
@@ -45,7 +48,7 @@ def check_model(path: Path, x: NDArray, *, batch: int, tensors: int) -> Checked:
     assert len(rows) == tensors, list(rows)
     assert max(r["onnxruntime_max_step"] for r in rows.values()) <= 1
     assert rows["input"]["onnxruntime_equal"] == 1
-    assert report["onnxruntime_top1_agreement"] == 1
+    assert report["onnxruntime_top1_agreement"] == 1 or not same_class
     layers, model = library.metadata["layers"], library.metadata["model"]
     return Checked(
         min(r["onnxruntime_equal"] for r in rows.values()),
