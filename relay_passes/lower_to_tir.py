@@ -43,9 +43,10 @@ class LoweredCall:
 
 @dataclass
 class Lowered:
-    """Result of `lower_to_tir`: the module and what each call of ``main`` runs."""
+    """Result of `lower_to_tir`: the module, the fused one that it was, what each call runs."""
 
     mod: tvm.IRModule
+    fused: tvm.IRModule
     calls: list[LoweredCall] = field(default_factory=list)
     weight_bytes: dict[str, int] = field(default_factory=dict)
 
@@ -68,7 +69,7 @@ class _Lowering:
         self.choices: dict[str, Choice] = {}
         self.kernels: dict[str, relax.GlobalVar] = {}
         self.constants: dict[str, list[GenericConst]] = {}
-        self.result = Lowered(mod)
+        self.result = Lowered(mod, mod)
         self.env: dict[relax.Var, relax.Expr] = {}
         self.tensors: dict[relax.Var, Tensor] = {}
         self.record = True

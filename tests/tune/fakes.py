@@ -106,16 +106,6 @@ class FakeMeasurer:
         return Sample((us * 1.5, us, us * 1.1), not self.wrong(params))
 
 
-class FakeCases:
-    """Cases that nobody reads."""
-
-    def make(self, layer: Any) -> Any:
-        return self
-
-    def save(self, path: Path) -> None:
-        path.touch()
-
-
 def session(
     folder: Path, log: Path, chosen: Sequence[Task], seed: int = 0, **measuring: Any
 ) -> tuple[Session, FakeMeasurer]:
@@ -123,7 +113,7 @@ def session(
     folder.mkdir(exist_ok=True)
     builder = FakeBuilder(folder, measuring.pop("broken", lambda _: False))
     measurer = FakeMeasurer(builder, **measuring)
-    candidates = Candidates(FakeCases(), builder, measurer, folder)  # type: ignore[arg-type]
+    candidates = Candidates(builder, measurer, folder)  # type: ignore[arg-type]
     return Session(chosen, candidates, log, seed=seed), measurer
 
 

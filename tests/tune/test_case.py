@@ -17,7 +17,7 @@ from tvm_q4.layouts import to_logical
 from tvm_q4.relay_passes.fuse_epilogue import FuseEpilogue
 from tvm_q4.relay_passes.pipeline import to_fused, to_integer
 from tvm_q4.schedules.layer import Layer
-from tvm_q4.tune.case import Case, CaseMaker
+from tvm_q4.tune.case import Case, make_case
 from tvm_q4.tune.task import extract_tasks
 from tvm_q4.variants import variants
 
@@ -27,8 +27,8 @@ TARGETS = [fakes.CPU, CudaTarget((80,))]
 def cases(target) -> list[tuple[Layer, Case]]:
     """Layers of a network with a residual, 4 and 8 bits and float logits, and their cases."""
     fused = to_fused(to_integer(small_network.quantized()))
-    maker = CaseMaker(fused, seed=3)
-    return [(t.layer, maker.make(t.layer)) for t in extract_tasks(fused, variants(target))]
+    tasks = extract_tasks(fused, variants(target))
+    return [(t.layer, make_case(t.fused, t.layer, seed=3)) for t in tasks]
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=["cpu", "cuda"])
@@ -86,8 +86,8 @@ def test_halos_count_and_padded_channels_do_not(target) -> None:
         return x
 
     fused = FuseEpilogue(module((1, 20, 5, 6), U8, emit))
-    layer = extract_tasks(fused, variants(target))[0].layer
-    case = CaseMaker(fused).make(layer)
+    task = extract_tasks(fused, variants(target))[0]
+    layer, case = task.layer, make_case(task.fused, task.layer)
     (y,), (mask,) = case.outputs, case.masks
     assert layer.outputs[0][1].layout.halo == (1, 1, 1, 1)
     bytes_of = {name: a.view(np.uint8).reshape(1, 7, 8, -1) for name, a in (("y", y), ("m", mask))}

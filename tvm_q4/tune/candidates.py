@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from tvm_q4.tune.builder import Builder
-from tvm_q4.tune.case import CaseMaker
+from tvm_q4.tune.case import make_case
 from tvm_q4.tune.kernel_file import Kernel
 from tvm_q4.tune.measurer import Measurer
 from tvm_q4.tune.task import Task
@@ -19,18 +19,17 @@ class Candidates:
 
     Parameters
     ----------
-    cases : CaseMaker
     builder : Builder
     measurer : Measurer
     folder : Path
         For cases; removed by whoever made it.
+    seed : int
+        Of the cases' inputs.
     """
 
-    def __init__(
-        self, cases: CaseMaker, builder: Builder, measurer: Measurer, folder: Path
-    ) -> None:
+    def __init__(self, builder: Builder, measurer: Measurer, folder: Path, seed: int = 0) -> None:
         self.measurer = measurer
-        self._cases, self._builder, self._folder = cases, builder, folder
+        self._builder, self._folder, self._seed = builder, folder, seed
         self._kept: dict[Task, dict[int, Kernel]] = {}
 
     def kernels(self, task: Task, indices: Sequence[int]) -> dict[int, Kernel | Failure]:
@@ -65,5 +64,5 @@ class Candidates:
     def _case_file(self, task: Task) -> Path:
         path = self._folder / f"case{task.index}.npz"
         if not path.exists():
-            self._cases.make(task.layer).save(path)
+            make_case(task.fused, task.layer, self._seed).save(path)
         return path

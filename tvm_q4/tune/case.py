@@ -69,34 +69,35 @@ def _equal(found: NDArray, expected: NDArray, mask: NDArray) -> bool:
     return not np.any((found ^ expected) & mask)
 
 
-class CaseMaker:
-    """Makes cases for the layers of a fused module.
+def make_case(fused: tvm.IRModule, layer: Layer, seed: int = 0) -> Case:
+    """Inputs and expected outputs of a layer.
 
     Parameters
     ----------
     fused : tvm.IRModule
+        Module of stage "fused" from which `layer` was read.
+    layer : Layer
     seed : int
         Of the inputs.
     """
+    rng = np.random.default_rng(seed)
+    values = [_random(rng, tensor) for tensor in layer.inputs]
+    result = ReferenceExecutor(fused).run_function(_function_of(fused, layer), values)
+    results = list(result) if isinstance(result, tuple) else [result]
+    inputs = [_in_memory(t, v, rng) for t, v in zip(layer.inputs, values, strict=True)]
+    outs = [tensor for _, tensor in layer.outputs]
+    expected = [_in_memory(t, v) for t, v in zip(outs, results, strict=True)]
+    return Case(inputs, expected, [_mask(t) for t in outs])
 
-    def __init__(self, fused: tvm.IRModule, seed: int = 0) -> None:
-        self._reference, self._seed = ReferenceExecutor(fused), seed
-        self._functions: dict[str, str] = {}
-        for gvar, func in fused.functions_items():
-            if gvar.name_hint != "main" and isinstance(func, tvm.relax.Function):
-                first = dataflow_bindings(func)[0].value
-                self._functions[str(attrs_of(first)["name"])] = gvar.name_hint
 
-    def make(self, layer: Layer) -> Case:
-        """Inputs and expected outputs of a layer that was read from the module."""
-        rng = np.random.default_rng(self._seed)
-        values = [_random(rng, tensor) for tensor in layer.inputs]
-        result = self._reference.run_function(self._functions[layer.name], values)
-        results = list(result) if isinstance(result, tuple) else [result]
-        inputs = [_in_memory(t, v, rng) for t, v in zip(layer.inputs, values, strict=True)]
-        outs = [tensor for _, tensor in layer.outputs]
-        expected = [_in_memory(t, v) for t, v in zip(outs, results, strict=True)]
-        return Case(inputs, expected, [_mask(t) for t in outs])
+def _function_of(fused: tvm.IRModule, layer: Layer) -> str:
+    """Name of the function that a layer was read from: their first operators have one name."""
+    for gvar, func in fused.functions_items():
+        if gvar.name_hint != "main" and isinstance(func, tvm.relax.Function):
+            first = dataflow_bindings(func)[0].value
+            if str(attrs_of(first)["name"]) == layer.name:
+                return str(gvar.name_hint)
+    raise AssertionError(f"no function of layer {layer.name!r}")
 
 
 def _random(rng: np.random.Generator, tensor: Tensor) -> NDArray:

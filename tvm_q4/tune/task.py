@@ -37,6 +37,8 @@ class Task:
     signature, arch : str
     layer : Layer
         The first of the layers, with its weights.
+    fused : tvm.IRModule
+        Holds the layer as a function of Relax.
     rule : ScheduleRule
     target : tvm.target.Target
     suffix : str
@@ -53,6 +55,7 @@ class Task:
     signature: str
     arch: str
     layer: Layer
+    fused: tvm.IRModule
     rule: ScheduleRule
     target: Target
     suffix: str
@@ -76,7 +79,7 @@ class Task:
 
 
 def extract_tasks(fused: tvm.IRModule, variants: Sequence[Variant]) -> list[Task]:
-    """Tasks of a module of stage "fused", in the order of its layers.
+    """Tasks of a module of stage "fused", in the order of its layers, for every entry set.
 
     Raises
     ------
@@ -101,6 +104,7 @@ def extract_tasks(fused: tvm.IRModule, variants: Sequence[Variant]) -> list[Task
                         signature,
                         arch,
                         layer,
+                        lowered.fused,
                         rule,
                         target,
                         variant.suffix,

@@ -6,7 +6,6 @@ import logging
 import tempfile
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from tvm_q4.relay_passes.pipeline import to_fused, to_integer
 from tvm_q4.targets import as_target, cpu_target, target_arch
 from tvm_q4.tune.builder import Builder
 from tvm_q4.tune.candidates import Candidates
-from tvm_q4.tune.case import CaseMaker
 from tvm_q4.tune.cost_model import require_xgboost
 from tvm_q4.tune.measurer import LocalMeasurer
 from tvm_q4.tune.search import SearchOptions
@@ -34,21 +32,12 @@ from tvm_q4.variants import variants
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Work:
-    """A model's tasks, and the module that they are checked with."""
-
-    fused: tvm.IRModule
-    tasks: list[Task]
-    target: Target | CudaTarget
-
-
-def load_work(
+def load_tasks(
     model: str | Path | tvm.IRModule,
     target: str | Target | CudaTarget,
     tasks: str,
     **options: Any,
-) -> Work:
+) -> list[Task]:
     """The tasks of a model for a target; `options` are those of `tvm_q4.load_model`.
 
     Raises
@@ -67,7 +56,7 @@ def load_work(
     found = extract_tasks(fused, variants(resolved))
     if not found:
         logger.warning("no layer of the model has parameters to choose for %s", resolved)
-    return Work(fused, choose_tasks(found, tasks), resolved)
+    return choose_tasks(found, tasks)
 
 
 def list_tasks(
@@ -88,7 +77,6 @@ def list_tasks(
     **options
         ``batch``, ``image_size``, ``seed`` and the like, as for `tvm_q4.load_model`.
     """
-    work = load_work(model, target, tasks, **options)
     return [
         {
             "index": task.index,
@@ -99,7 +87,7 @@ def list_tasks(
             "settings": len(task.space),
             "start_params": task.space[task.start],
         }
-        for task in work.tasks
+        for task in load_tasks(model, target, tasks, **options)
     ]
 
 
@@ -166,17 +154,17 @@ def tune_model(
     kind = local_device(resolved)
     records = read_records(log)
     begin = time.monotonic()
-    work = load_work(model, resolved, tasks, seed=seed, **options)
+    chosen = load_tasks(model, resolved, tasks, seed=seed, **options)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tvm_q4_tune_")))
         candidates = Candidates(
-            CaseMaker(work.fused, seed),
             stack.enter_context(Builder(folder)),
             stack.enter_context(LocalMeasurer(kind, threads)),
             folder,
+            seed,
         )
         how = SearchOptions(early_stop=early_stop)
-        session = Session(work.tasks, candidates, Path(log), how, seed=seed)
+        session = Session(chosen, candidates, Path(log), how, seed=seed)
         return run_session(session, records, trials, minutes, begin) | {"target": str(resolved)}
 
 
