@@ -17,6 +17,7 @@ from tvm_q4.relay_passes._rewrite import dataflow_bindings, shape_of, substitute
 from tvm_q4.relay_passes.fuse_epilogue import FUSED_ATTR
 
 _IMAGE_CHANNELS = 4  # most channels of what counts as an image
+_WIDEST = 4  # window or stride of a pool: a block's few threads hold the region of some windows
 
 
 class _Stem:
@@ -113,14 +114,15 @@ def _results(func: relax.Function) -> list[relax.Var]:
 
 
 def _pool_of(mod: tvm.IRModule, value: relax.Expr) -> dict[str, Any] | None:
-    """Attributes of a group that is one max-pool without dilation; None for anything else."""
+    """Attributes of a group that is one small max-pool without dilation; None for others."""
     if not isinstance(value, relax.Call) or not isinstance(value.op, relax.GlobalVar):
         return None
     calls = _calls(mod[value.op])
     if len(calls) != 1 or not ops.is_q4(calls[0], "max_pool2d"):
         return None
     attrs = ops.attrs_of(calls[0])
-    return attrs if list(attrs["dilation"]) == [1, 1] else None
+    small = max(*attrs["pool_size"], *attrs["strides"]) <= _WIDEST
+    return attrs if small and list(attrs["dilation"]) == [1, 1] else None
 
 
 @tvm.transform.module_pass(opt_level=0, name="FuseStemPool")

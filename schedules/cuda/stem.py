@@ -25,7 +25,7 @@ from tvm_q4.schedules.cuda.kernel import GROUP, CudaKernel, Row, constants, cuda
 from tvm_q4.schedules.cuda.main_loop import MainLoop, group, synchronize, threads
 from tvm_q4.schedules.cuda.packing import pack_weights, packed_chunks, packed_rows
 from tvm_q4.schedules.cuda.tensor_core import CHUNK_WORDS, MmaForm, WarpTile, mma_form
-from tvm_q4.schedules.cuda.tile import CHUNK_BYTES, Tile, occupancy
+from tvm_q4.schedules.cuda.tile import CHUNK_BYTES, WORD_BYTES, Tile, occupancy
 from tvm_q4.schedules.cuda.tile_space import gemm_shape
 from tvm_q4.schedules.layer import Layer, Op, Tensor
 from tvm_q4.schedules.layout import WORD_BITS, Layout, round_up
@@ -56,7 +56,9 @@ class StemPool(TensorCoreConv2d):
             params: Params = {"ph": ph, "pw": pw, "bn": blocks_n, "bk": bk, "wm": wm}
             params["stages"] = depth
             tile = _tile(layer, params)
-            if threads(tile) <= _MOST_THREADS and occupancy(tile, device):
+            staged = WORD_BYTES * sum(_words(_staged(layer, op, tile)) for op in pools(layer))
+            fits = threads(tile) <= _MOST_THREADS and staged <= device.shared_per_block
+            if fits and occupancy(tile, device):
                 out.append(params)
         return out
 

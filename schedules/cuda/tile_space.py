@@ -8,6 +8,7 @@ from itertools import product
 import numpy as np
 from tvm.target import Target
 
+from tvm_q4.quant import INT32_MAX
 from tvm_q4.schedules.cuda.conv_shape import ConvShape
 from tvm_q4.schedules.cuda.cost import predict_us
 from tvm_q4.schedules.cuda.device import device_of
@@ -34,6 +35,7 @@ def tiles(layer: Layer, form: MmaForm, target: Target) -> list[Params]:
     """Parameter settings that fit registers, shared memory and the layer."""
     shared = int(target.attrs["max_shared_memory_per_block"])
     extents = layer.shape[0] * layer.shape[2] * layer.shape[3], layer.shape[1]
+    scratch = extents[0] * packed_rows(layer)
     # Four lanes store a run of channels: with 4 bits, a narrow warp's fill half a sector.
     halves_stores = any(t.layout.bits == 4 for _, t in layer.outputs)
     out: list[Params] = []
@@ -47,7 +49,7 @@ def tiles(layer: Layer, form: MmaForm, target: Target) -> list[Params]:
         if tile.stages > max(2, slabs) or (halves_stores and tile.wn < _WARPS_N[-1] <= tile.bn):
             continue
         for split in _SPLITS:
-            if split == 1 or (-(-slabs // split) >= _FEWEST_SLABS and _full(slabs, split)):
+            if split == 1 or _splits(slabs, split, scratch):
                 values = (tile.bm, tile.bn, tile.bk_bytes, tile.wm, tile.wn, tile.stages, split)
                 out.append(dict(zip(NAMES, values, strict=True)))
     return out
@@ -59,9 +61,11 @@ def _too_large(block: int, extent: int, sizes: list[int]) -> bool:
     return bool(smaller) and smaller[-1] >= extent
 
 
-def _full(slabs: int, split: int) -> bool:
-    """Whether every part has slabs."""
-    return -(-slabs // -(-slabs // split)) == split
+def _splits(slabs: int, split: int, scratch: int) -> bool:
+    """Whether every part has slabs, and int32 counts the partial sums (`scratch` words a part)."""
+    most = -(-slabs // split)
+    full = -(-slabs // most) == split
+    return full and most >= _FEWEST_SLABS and split * scratch <= INT32_MAX
 
 
 @cache

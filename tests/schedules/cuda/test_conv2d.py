@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 
 from tests.schedules.builders import S4, S8, U4, U8
-from tests.schedules.cuda.builders import check, lower
+from tests.schedules.cuda.builders import check, cuda, lower
 from tests.schedules.cuda.convolutions import Conv, forced
 from tvm_q4.errors import UnsupportedError
 from tvm_q4.quant import IntRange
@@ -168,3 +168,10 @@ def test_split_k(split: int, family: int) -> None:
     assert counts["barrier"] > 0
     (call,) = [c for c in lowered.calls if c.layer.kind == "conv2d"]
     assert call.choice.params["split_k"] == split
+
+
+def test_partial_sums_are_counted_by_int32() -> None:
+    conv = Conv((128, 512, 112, 112), 512)
+    (call,) = [c for c in lower(conv.module(), 80).calls if c.layer.kind == "conv2d"]
+    splits = {params["split_k"] for params in call.choice.rule.space(call.layer, cuda(80))}
+    assert splits == {1, 2}

@@ -9,6 +9,7 @@ import pytest
 import tvm
 from tvm import relax
 
+from tests.cuda_emulator.prim_func import lower as lower_func
 from tests.schedules.builders import S4, S8, U4, U8, full_range, module, ratios, weights
 from tests.schedules.cuda.builders import check, cuda
 from tvm_q4 import ops
@@ -16,6 +17,7 @@ from tvm_q4.quant import IntRange
 from tvm_q4.relay_passes.fuse_epilogue import FuseEpilogue
 from tvm_q4.relay_passes.fuse_stem_pool import FuseStemPool
 from tvm_q4.relay_passes.lower_to_tir import lower_to_tir
+from tvm_q4.schedules.cuda.pipeline import tir_pipeline
 from tvm_q4.schedules.cuda.rules import RULES
 from tvm_q4.schedules.cuda.stem import StemPool, stem_pays
 from tvm_q4.schedules.layer import Layer
@@ -120,6 +122,24 @@ def test_unchanged_where_something_else_reads() -> None:
 
     fused = FuseEpilogue(module((1, 3, 8, 8), U8, emit))
     tvm.ir.assert_structural_equal(FuseStemPool(fused), fused)
+
+
+def test_unchanged_where_windows_are_wide() -> None:
+    fused = FuseEpilogue(stem((1, 32, 32), S8, [U8], pool=(5, 2, 1)))
+    tvm.ir.assert_structural_equal(FuseStemPool(fused), fused)
+
+
+@pytest.mark.parametrize("arch", [75, 80])
+@pytest.mark.parametrize("pool", [(4, 4, 0), (4, 1, 2), (1, 4, 0)])
+def test_the_largest_region_fits_a_block(pool: tuple[int, int, int], arch: int) -> None:
+    fused = FuseStemPool(FuseEpilogue(stem((1, 64, 64), S8, [U8, S8, U4], out=64, pool=pool)))
+    lowered = lower_to_tir(fused, cuda(arch), RULES, lambda _: None)
+    (call,) = [c for c in lowered.calls if c.choice.rule.name == "cuda.stem_pool"]
+    largest, *_ = call.choice.rule.space(call.layer, cuda(arch))
+    func = call.choice.rule.schedule(call.layer, cuda(arch), largest, "stem")
+    (kernel,) = lower_func(func, f"sm_{arch}", tir_pipeline())
+    assert kernel.shared_bytes <= int(cuda(arch).attrs["max_shared_memory_per_block"])
+    assert kernel.block[0] <= 512
 
 
 def test_unchanged_behind_other_layers() -> None:
