@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from tvm_q4.frontend import load_model
     from tvm_q4.inference import run_file as run
     from tvm_q4.inspection import inspect
+    from tvm_q4.layer_latency import latency
     from tvm_q4.library import Library, load
     from tvm_q4.quantize import quantize_model
     from tvm_q4.tune import tune_model
@@ -51,6 +52,7 @@ __all__ = [
     "doctor",
     "evaluate",
     "inspect",
+    "latency",
     "load",
     "load_model",
     "quantize_model",
@@ -70,6 +72,7 @@ _LAZY = {
     "doctor": ("tvm_q4.environment", "doctor"),
     "evaluate": ("tvm_q4.evaluation", "evaluate"),
     "inspect": ("tvm_q4.inspection", "inspect"),
+    "latency": ("tvm_q4.layer_latency", "latency"),
     "load": ("tvm_q4.library", "load"),
     "load_model": ("tvm_q4.frontend", "load_model"),
     "quantize_model": ("tvm_q4.quantize", "quantize_model"),

@@ -15,7 +15,18 @@ from tvm_q4.cli import log
 from tvm_q4.cli.verb import version_option
 from tvm_q4.errors import Q4Error
 
-VERBS = ("quantize", "compile", "run", "verify", "evaluate", "bench", "inspect", "tune", "doctor")
+VERBS = (
+    "quantize",
+    "compile",
+    "run",
+    "verify",
+    "evaluate",
+    "bench",
+    "inspect",
+    "tune",
+    "latency",
+    "doctor",
+)
 BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
 
 

@@ -22,6 +22,7 @@ _LAZY = {
     "TrainingOptions": "tvm_q4.quantize.training",
     "train_qat": "tvm_q4.quantize.training",
     "quantize_model": "tvm_q4.quantize.workflow",
+    "quantize_at_random": "tvm_q4.quantize.random_calibration",
 }
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "load_bit_config",
     "load_program",
     "prepare_qat",
+    "quantize_at_random",
     "quantize_model",
     "quantize_ptq",
     "save_program",

@@ -74,8 +74,16 @@ def time_group(
     kernels = [Kernel(Path(folder)) for folder in folders]
     case = _case(case_file)
     return measure(
-        kernels, case, timing, tvm.device(device, 0), lambda p: tvm.runtime.load_module(str(p))
+        kernels, case, timing, _open(device), lambda path: tvm.runtime.load_module(str(path))
     )
+
+
+def _open(device: str) -> Any:
+    if device == "cpu":
+        return tvm.cpu()
+    from tvm_q4.library.cuda_device import open_device
+
+    return open_device().handle  # which loads TVM's runtime for CUDA
 
 
 @lru_cache(maxsize=2)
