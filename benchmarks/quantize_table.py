@@ -60,8 +60,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--calibrate", required=True, help="images: a DATA argument")
     parser.add_argument("--data", required=True, help="labelled test images: a DATA argument")
     parser.add_argument("--samples", type=int, default=512, help="calibration images")
-    parser.add_argument("--configs", type=_names, default=["uniform8", "w4a8", "uniform4"])
-    parser.add_argument("--methods", type=_names, default=list(METHODS), help=", ".join(METHODS))
+    parser.add_argument(
+        "--configs", type=_names, default=["uniform8", "w4a8", "uniform4"], help="with ; between"
+    )
+    parser.add_argument("--methods", type=_names, default=list(METHODS), help="; ".join(METHODS))
+    parser.add_argument("--residual-bits", type=int, default=8, help="4, 8 or 16")
     parser.add_argument("--limit", type=int, help="only the first so many test images")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="file for the rows")
@@ -80,7 +83,8 @@ def table(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             for method in options.methods:
                 result = quantize_model(
                     options.model, path, config=config, calibrate=options.calibrate,
-                    samples=options.samples, post_training=METHODS[method], seed=options.seed,
+                    samples=options.samples, residual_bits=options.residual_bits,
+                    post_training=METHODS[method], seed=options.seed,
                 )  # fmt: skip
                 assert result is not None
                 library = tvm_q4.compile(path, batch=_BATCH, require_integer_only=True)

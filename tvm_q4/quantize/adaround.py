@@ -55,9 +55,9 @@ class AdaRoundOptions:
         If a value is out of range.
     """
 
-    iterations: int = 300
-    batch_size: int = 32
-    rounding_rate: float = 1e-2
+    iterations: int = 500
+    batch_size: int = 16
+    rounding_rate: float = 3e-2
     step_rate: float = 1e-3
     penalty: float = 1.0
     warm_up: float = 0.2
