@@ -108,7 +108,7 @@ def _show_layers(
         table.add_column("executes as")
         table.add_column("parameters")
     for layer in layers:
-        extra = [layer["executes_as"], layer["source"]] if compiled else []
+        extra = [layer["executes_as"], layer.get("source") or ""] if compiled else []
         table.add_row(
             layer["name"],
             f"W{layer['weight_bits']}A{layer['activation_bits']}",

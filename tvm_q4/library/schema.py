@@ -27,7 +27,7 @@ _CALL = {"kernel": TEXT, "layer": TEXT, "outputs": [{"name": TEXT, "shape": [INT
 _LAYER = {
     "name": TEXT, "weight_bits": INT, "activation_bits": INT, "executes_as": TEXT, "params": INT,
     "macs": INT, "bops": INT, "weight_bytes": INT, "in_shape": [INT], "out_shape": [INT],
-    "kernel": TEXT,
+    "kernel": TEXT, "source": Maybe(TEXT),
 }  # fmt: skip
 _METADATA = {
     "model": {
