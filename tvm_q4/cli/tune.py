@@ -42,6 +42,12 @@ if TYPE_CHECKING:
     help="A task is finished after N candidates without an improvement.  [default: 24]",
 )
 @click.option("--threads", type=COUNT, help="Threads of CPU kernels; those of libraries else.")
+@click.option(
+    "--rpc",
+    metavar="HOST:PORT/KEY",
+    help="Measure on all devices of KEY at TVM's tracker; KEY alone: at $TVM_TRACKER_HOST and "
+    "$TVM_TRACKER_PORT.",
+)
 @hawq_options
 @click.option("--best", is_flag=True, help="Show the best record of each signature of LOG.")
 @click.option("--merge", is_flag=True, help="Write all records of LOG... to -o.")

@@ -5,11 +5,13 @@
 `search`            which candidates of a task are measured next
 `cost_model`        the learned ranking of candidates, `features` what it sees of them
 `scheduler`         which task gets the next batch
+`proposer`          the searches of a run, and what was learned from all measurements
 `session`           a run: batches until a limit, records in the log, the best measured again
 `resume`            what a log holds for a task already
 `candidates`        kernels and cases of the tasks: built, kept, measured, discarded
 `builder`           building candidates in worker processes (`workers`, `build_job`)
 `measurer`          the interface of devices, and this machine's own (`time_job`)
+`rpc_measurer`      devices elsewhere, through TVM's tracker (`rpc_job`)
 `case`              inputs and expected outputs, for the check that candidates are bit-exact
 `workflow`          the Python form of the verb ``tune``
 ==================  ================================================================================

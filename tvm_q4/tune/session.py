@@ -8,15 +8,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from tvm_q4.errors import CheckFailed, TargetError
 from tvm_q4.progress import ProgressBar
 from tvm_q4.tune.candidates import Candidates
-from tvm_q4.tune.cost_model import CostModel
-from tvm_q4.tune.features import rows
 from tvm_q4.tune.kernel_file import Kernel
-from tvm_q4.tune.resume import Bests, bests_of, resume, similar
+from tvm_q4.tune.proposer import Proposer
 from tvm_q4.tune.scheduler import next_search
 from tvm_q4.tune.search import Search, SearchOptions
 from tvm_q4.tune.summary import describe
@@ -90,10 +86,8 @@ class Session:
     ) -> None:
         self.tasks, self.candidates, self.log = tasks, candidates, log
         self._options, self._timings = options or SearchOptions(), timings or Timings()
-        self.searches = [Search(task, rows(task), self._options) for task in tasks]
-        self._models = {task.rule.name: CostModel(seed) for task in tasks}
-        self._rng = np.random.default_rng(seed)
-        self._bests: Bests = {}
+        self._proposer = Proposer(tasks, self._options, seed)
+        self.searches = self._proposer.searches
         self._fruitless = 0
         self._confirm_s = _CONFIRM_S
 
@@ -104,11 +98,7 @@ class Session:
 
     def resume(self, records: Sequence[Record]) -> None:
         """Take what a log holds: measured candidates are not measured again."""
-        self._bests = bests_of(records)
-        for search in self.searches:
-            resume(search, records)
-        for rule in self._models:
-            self._learn(rule)
+        self._proposer.resume(records)
 
     def run(self, budget: Budget, bar: ProgressBar | None = None) -> None:
         """Search until `budget` is spent or every task is finished, then confirm the best.
@@ -149,10 +139,7 @@ class Session:
     def _batch(self, search: Search, count: int) -> int:
         """Measure a batch and record it; returns the number of candidates."""
         task = search.task
-        scores = self._models[task.rule.name].predict(search.rows)
-        if search.start_us is None:
-            search.seeds = similar(task, self._bests)
-        chosen = search.propose(count, scores, self._rng)
+        chosen = self._proposer.propose(search, count)
         kernels = self.candidates.kernels(task, [task.start, *chosen])
         start = kernels[task.start]
         if isinstance(start, Failure):
@@ -169,10 +156,7 @@ class Session:
         _observe(search, chosen, samples)
         self._report(task, failures, fruitful=bool(samples))
         self.candidates.keep(task, {task.start, *_best(search)})
-        self._learn(task.rule.name)
-        if search.best is not None:
-            known = self._bests.setdefault((task.arch, task.rule.name), {})
-            known[task.signature] = task.space[search.best]
+        self._proposer.learn(search)
         return len(chosen)
 
     def _record(
@@ -218,12 +202,6 @@ class Session:
             reason = next(iter(failures.values())).reason
             msg = f"{_FRUITLESS} batches in a row could not be measured, last {task.name!r}"
             raise TargetError(f"{msg}: {reason}; what was measured before is in '{self.log}'")
-
-    def _learn(self, rule: str) -> None:
-        """Fit the rule's model to all measurements of its tasks."""
-        mine = [s for s in self.searches if s.task.rule.name == rule]
-        pairs = [(s.rows[i], value) for s in mine for i, value in s.relative.items()]
-        self._models[rule].fit([row for row, _ in pairs], [value for _, value in pairs])
 
     def confirm(self, search: Search) -> None:
         """Measure a task's best candidates again, in turn with its start, until the best stays."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from tvm_q4.targets import as_target, cpu_target, target_arch
 from tvm_q4.tune.builder import Builder
 from tvm_q4.tune.candidates import Candidates
 from tvm_q4.tune.cost_model import require_xgboost
-from tvm_q4.tune.measurer import LocalMeasurer
+from tvm_q4.tune.measurer import LocalMeasurer, Measurer
+from tvm_q4.tune.rpc_job import Server
+from tvm_q4.tune.rpc_measurer import RpcMeasurer, check_listening, parse_rpc
 from tvm_q4.tune.search import SearchOptions
 from tvm_q4.tune.session import Budget, Session
 from tvm_q4.tune.summary import summary
@@ -101,6 +104,7 @@ def tune_model(
     minutes: float | None = None,
     early_stop: int = 24,
     threads: int | None = None,
+    rpc: str | None = None,
     seed: int = 0,
     **options: Any,
 ) -> dict[str, Any]:
@@ -126,6 +130,9 @@ def tune_model(
         Candidates of a task without an improvement after which it is finished.
     threads : int, optional
         Threads of CPU kernels; as many as libraries take where None.
+    rpc : str, optional
+        Tracker and key of devices elsewhere, ``HOST:PORT/KEY``, which are measured on side by side
+        (see `tvm_q4.tune.rpc_measurer`); this machine's device where None.
     seed : int
         Of random weights, inputs and draws.
     **options
@@ -143,7 +150,7 @@ def tune_model(
     InputError
         If a number is out of range, a task does not exist, or the log cannot be used.
     TargetError
-        If this machine does not have the device.
+        If this machine does not have the device, or no tracker and no device answer.
     EnvironmentMismatch
         If the ``tune`` extra is not installed.
     """
@@ -151,7 +158,7 @@ def tune_model(
     check_appendable(log)
     require_xgboost()
     resolved = as_target(target)
-    kind = local_device(resolved)
+    open_device = find_device(resolved, threads, rpc)
     records = read_records(log)
     begin = time.monotonic()
     chosen = load_tasks(model, resolved, tasks, seed=seed, **options)
@@ -159,7 +166,7 @@ def tune_model(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tvm_q4_tune_")))
         candidates = Candidates(
             stack.enter_context(Builder(folder)),
-            stack.enter_context(LocalMeasurer(kind, threads)),
+            stack.enter_context(open_device()),
             folder,
             seed,
         )
@@ -210,6 +217,37 @@ def read_records(log: str | Path) -> list[Record]:
     return list(read_log(log)) if Path(log).exists() else []
 
 
+def find_device(
+    target: Target | CudaTarget, threads: int | None, rpc: str | None
+) -> Callable[[], AbstractContextManager[Measurer]]:
+    """What opens the device that `tune_model` measures on; what can be refused at once is.
+
+    Raises
+    ------
+    InputError, TargetError
+        If the device is not here, `rpc` has a wrong form, or no tracker listens there.
+    """
+    if rpc is None:
+        kind = local_device(target)
+        return lambda: LocalMeasurer(kind, threads)
+    server = parse_rpc(rpc)
+    check_listening(server)
+    return lambda: _remote_device(target, server, threads)
+
+
+def _remote_device(target: Target | CudaTarget, server: Server, threads: int | None) -> RpcMeasurer:
+    if not isinstance(target, CudaTarget):
+        return RpcMeasurer(server, "cpu", threads)
+    measurer = RpcMeasurer(server, "cuda")
+    try:
+        facts = measurer.facts
+        _check_family(target, int(facts["device_arch"]), str(facts["device"]))
+    except TargetError:
+        measurer.__exit__()
+        raise
+    return measurer
+
+
 def local_device(target: Target | CudaTarget) -> str:
     """The device of this machine that kernels of a target are measured on: "cpu" or "cuda".
 
@@ -233,7 +271,6 @@ ELSEWHERE = "tune where that device is, or use --rpc HOST:PORT/KEY or --bundle D
 
 
 def _check_gpu(target: CudaTarget) -> None:
-    from tvm_q4.cuda_target import family_of_arch
     from tvm_q4.errors import LibraryError
     from tvm_q4.library.cuda_device import open_device
 
@@ -241,7 +278,14 @@ def _check_gpu(target: CudaTarget) -> None:
         gpu = open_device()
     except LibraryError as error:
         raise TargetError(f"{target} cannot be measured here: {error}; {ELSEWHERE}") from None
-    foreign = [arch for arch in target.archs if family_of_arch(arch) != family_of_arch(gpu.arch)]
+    _check_family(target, gpu.arch, str(gpu))
+
+
+def _check_family(target: CudaTarget, arch: int, gpu: str) -> None:
+    """Refuse a target whose kernels are not those that a GPU of `arch` runs."""
+    from tvm_q4.cuda_target import family_of_arch
+
+    foreign = [a for a in target.archs if family_of_arch(a) != family_of_arch(arch)]
     if foreign or len(target.families()) > 1:
         msg = f"{target} cannot be measured on {gpu}: one arch of its own family can"
         raise TargetError(f"{msg}; {ELSEWHERE}")
