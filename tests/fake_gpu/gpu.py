@@ -61,24 +61,28 @@ class EmulatedGpu:
         self._driver.cudaFakeSetUp(arch, *self._callbacks)
 
     def _launch(self, name: bytes, extents: Sequence[int], arguments: object, capture: int) -> int:
-        call = (name.decode(), list(extents[:7]), self._arguments(name.decode(), arguments))
-        if capture:
-            self._captured.append(call)
-            return len(self._captured) - 1
-        return self._run(*call)
+        try:
+            call = (name.decode(), list(extents[:7]), self._arguments(name.decode(), arguments))
+            if capture:
+                self._captured.append(call)
+                return len(self._captured) - 1
+            return self._run(*call)
+        except Exception as error:  # none leaves a C callback; the driver reports a failed launch
+            self.error = error
+            return -1
 
     def _replay(self, number: int) -> int:
         self.replayed += 1
-        return self._run(*self._captured[number])
+        try:
+            return self._run(*self._captured[number])
+        except Exception as error:
+            self.error = error
+            return -1
 
     def _run(self, name: str, extents: list[int], arguments: list[Argument]) -> int:
         self.launches.append(name)
         grid, block, shared = extents[:3], extents[3:6], extents[6]
-        try:
-            run(self._source[name], name, grid, block, arguments, shared, arch=self._arch)
-        except Exception as error:
-            self.error = error
-            return -1
+        run(self._source[name], name, grid, block, arguments, shared, arch=self._arch)
         return 0
 
     def _arguments(self, name: str, pointers: object) -> list[Argument]:
