@@ -35,20 +35,14 @@ _BATCH = 50
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; see the module's docstring."""
     options = _parser().parse_args(arguments)
-    print(
-        "| method | bits | top-1 | right | of | quantize s |\n|---|---|---|---|---|---|", flush=True
-    )
+    print("| bits | method | top-1 | right | of | quantize s |", flush=True)
+    print("|---|---|---|---|---|---|", flush=True)
     rows = []
     for row in table(options):
         rows.append(row)
-        cells = (
-            row["method"],
-            row["config"],
-            f"{100 * row['top1']:.2f} %",
-            row["correct"],
-            row["n"],
-        )
-        print("|", " | ".join(map(str, cells)), f"| {row['seconds']:.0f} |", flush=True)
+        top1, seconds = f"{100 * row['top1']:.2f} %", f"{row['seconds']:.0f}"
+        cells = (row["config"], row["method"], top1, str(row["correct"]), str(row["n"]), seconds)
+        print(f"| {' | '.join(cells)} |", flush=True)
         if options.json:
             options.json.write_text(json.dumps(rows, indent=1) + "\n")
     return 0
