@@ -40,6 +40,7 @@ class Builder:
         self._task_files: dict[Task, str] = {}
 
     def __enter__(self) -> Builder:
+        self._pool.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:

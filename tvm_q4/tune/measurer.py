@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,15 +15,12 @@ from tvm_q4.tune.workers import START_LIMIT_S, Failure, Pool
 
 
 class Measurer(Protocol):
-    """A device that candidates are checked and timed on.
+    """A device that candidates are checked and timed on."""
 
-    Attributes
-    ----------
-    facts : mapping
-        What records say of it: ``device`` (its name), and further keys.
-    """
-
-    facts: Mapping[str, Any]
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What records say of it: ``device`` (its name), and further keys."""
+        ...
 
     def measure(
         self, case_file: Path, groups: Sequence[Sequence[Kernel]], timing: Timing
@@ -53,28 +51,33 @@ class LocalMeasurer:
     kind : {"cpu", "cuda"}
     threads : int, optional
         Threads of CPU kernels; as many as a library takes where None.
-
-    Raises
-    ------
-    TargetError
-        If the device cannot be used.
     """
 
     def __init__(self, kind: str = "cpu", threads: int | None = None) -> None:
         self._kind = kind
         environment = {} if threads is None else {"TVM_NUM_THREADS": str(threads)}
         self._pool = Pool(1, [time_job.__name__], environment)
-        facts = self._pool.map(time_job.describe_device, [(kind,)], START_LIMIT_S)[0]
-        if isinstance(facts, Failure):
-            self._pool.__exit__()
-            raise TargetError(f"nothing can be measured here: {facts.reason}")
-        self.facts: Mapping[str, Any] = facts
 
     def __enter__(self) -> LocalMeasurer:
+        self._pool.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._pool.__exit__()
+
+    @cached_property
+    def facts(self) -> Mapping[str, Any]:
+        """See `Measurer.facts`.
+
+        Raises
+        ------
+        TargetError
+            If the device cannot be used.
+        """
+        facts = self._pool.map(time_job.describe_device, [(self._kind,)], START_LIMIT_S)[0]
+        if isinstance(facts, Failure):
+            raise TargetError(f"nothing can be measured here: {facts.reason}")
+        return facts
 
     def measure(
         self, case_file: Path, groups: Sequence[Sequence[Kernel]], timing: Timing

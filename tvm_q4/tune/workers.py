@@ -38,29 +38,23 @@ class Failure:
 
 
 class Worker:
-    """One process that runs jobs, started when the first one comes; parameters as of `Pool`."""
+    """One process that runs jobs; parameters as of `Pool`."""
 
     def __init__(self, preload: Sequence[str], environment: Mapping[str, str]) -> None:
         self._preload, self._environment = list(preload), dict(environment)
         self._process: subprocess.Popen | None = None
         self._link: connection.Connection | None = None
+        self._ready = False
 
-    def start(self) -> connection.Connection:
-        """Start the process if there is none, and wait until it is ready.
-
-        Raises
-        ------
-        TimeoutError, EOFError, OSError
-            If it does not come up.
-        """
+    def launch(self) -> None:
+        """Start the process if there is none, without waiting for it."""
         if self._link is not None:
-            return self._link
+            return
         ours, theirs = socket.socketpair()
         with theirs:
             command = [sys.executable, "-m", "tvm_q4.tune.worker_main", str(theirs.fileno())]
-            command += self._preload
             self._process = subprocess.Popen(
-                command,
+                command + self._preload,
                 pass_fds=(theirs.fileno(),),
                 env=os.environ | self._environment,
                 stdin=subprocess.DEVNULL,
@@ -68,10 +62,23 @@ class Worker:
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C is for the parent, which then ends its workers
             )
-        self._link = connection.Connection(ours.detach())
-        if not self._link.poll(START_LIMIT_S):
-            raise TimeoutError
-        self._link.recv()
+        self._link, self._ready = connection.Connection(ours.detach()), False
+
+    def start(self) -> connection.Connection:
+        """Have a process that is ready.
+
+        Raises
+        ------
+        TimeoutError, EOFError, OSError
+            If it does not come up.
+        """
+        self.launch()
+        assert self._link is not None
+        if not self._ready:
+            if not self._link.poll(START_LIMIT_S):
+                raise TimeoutError
+            self._link.recv()
+            self._ready = True
         return self._link
 
     def send(self, job: Any) -> None:
@@ -102,7 +109,7 @@ class Worker:
 
 
 class Pool:
-    """Workers that share a queue of jobs; a context that ends them.
+    """Workers that share a queue of jobs; a context that starts and ends them.
 
     Parameters
     ----------
@@ -121,6 +128,8 @@ class Pool:
         self._workers = [Worker(preload, environment or {}) for _ in range(size)]
 
     def __enter__(self) -> Pool:
+        for worker in self._workers:
+            worker.launch()
         return self
 
     def __exit__(self, *_: object) -> None:

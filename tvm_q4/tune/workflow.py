@@ -161,7 +161,6 @@ def tune_model(
     open_device = find_device(resolved, threads, rpc)
     records = read_records(log)
     begin = time.monotonic()
-    chosen = load_tasks(model, resolved, tasks, seed=seed, **options)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tvm_q4_tune_")))
         candidates = Candidates(
@@ -170,6 +169,8 @@ def tune_model(
             folder,
             seed,
         )
+        # Workers import TVM while the model is read.
+        chosen = load_tasks(model, resolved, tasks, seed=seed, **options)
         how = SearchOptions(early_stop=early_stop)
         session = Session(chosen, candidates, Path(log), how, seed=seed)
         return run_session(session, records, trials, minutes, begin) | {"target": str(resolved)}
