@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import tvm
@@ -16,6 +17,22 @@ from tvm_q4._compat import TensorType
 def dataflow_bindings(func: relax.Function) -> list[relax.VarBinding]:
     """Bindings of a straight-line function, in order."""
     return [b for block in func.body.blocks for b in block.bindings]
+
+
+@contextmanager
+def function_scope(
+    builder: relax.BlockBuilder, name: str, params: Sequence[relax.Var]
+) -> Iterator[None]:
+    """``builder.function`` for code that may refuse a model.
+
+    TVM writes a warning of its own to standard error about a block that an exception leaves open.
+    """
+    with builder.function(name, list(params)):
+        try:
+            yield
+        except BaseException:
+            builder._end_block()
+            raise
 
 
 def op_name(expr: relax.Expr) -> str:

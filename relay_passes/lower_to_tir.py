@@ -20,7 +20,14 @@ from tvm_q4._compat import GenericConst, TensorType
 from tvm_q4.errors import UnsupportedError
 from tvm_q4.meta import model_meta
 from tvm_q4.quant import IntRange
-from tvm_q4.relay_passes._rewrite import dataflow_bindings, op_name, shape_of, substitute, variables
+from tvm_q4.relay_passes._rewrite import (
+    dataflow_bindings,
+    function_scope,
+    op_name,
+    shape_of,
+    substitute,
+    variables,
+)
 from tvm_q4.relay_passes.assign_layout import Placement, assign_layouts, is_integer
 from tvm_q4.schedules.layer import Layer, Op, Tensor, layer_from_function
 from tvm_q4.schedules.layout import PLAIN, Layout, packed, shape4
@@ -82,7 +89,7 @@ class _Lowering:
         old = main.params[0]
         ty = TensorType(shape_of(source), str(source.ty.dtype)) if source is not None else old.ty
         param = relax.Var(old.name, ty)
-        with self.builder.function(name + self.suffix, [param]):
+        with function_scope(self.builder, name + self.suffix, [param]):
             with self.builder.dataflow():
                 self._parameter(old, param)
                 for b in dataflow_bindings(main):

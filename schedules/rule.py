@@ -103,5 +103,12 @@ def select(
             return Choice(rule, space[0], "fallback")
         costs = rule.costs(layer, target, space)
         return Choice(rule, space[costs.index(min(costs))], "predicted")
-    msg = f"no schedule rule applies to layer {layer.name!r} ({layer.kind}) on target {target}"
+    data = layer.data
+    where = " ".join(str(x) for x in (target.kind.name, target.attrs.get("arch")) if x)
+    msg = (
+        f"no schedule rule applies to layer {layer.name!r} ({layer.kind} of {data.tag} "
+        f"{list(data.shape)}) on {where}"
+    )
+    if "weight" in layer.ops[0].params and data.range is not None and data.range.bits > 8:
+        msg += "; quantize its input to 4 or 8 bits"
     raise UnsupportedError(msg)
