@@ -13,6 +13,7 @@ from tvm_q4.quantize.config import PRESETS, BitConfig, LayerBits, load_bit_confi
 from tvm_q4.quiet import quiet_torch
 
 _LAZY = {
+    "AdaRoundOptions": "tvm_q4.quantize.adaround",
     "Q4Quantizer": "tvm_q4.quantize.quantizer",
     "quantize_ptq": "tvm_q4.quantize.ptq",
     "convert": "tvm_q4.quantize.ptq",
@@ -27,6 +28,7 @@ _LAZY = {
 
 __all__ = [
     "PRESETS",
+    "AdaRoundOptions",
     "BitConfig",
     "LayerBits",
     "Q4Quantizer",

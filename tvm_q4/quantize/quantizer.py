@@ -14,8 +14,9 @@ is quantized twice from the same float value. Rules, by reader:
 * max-pool, and the slices and padding of an "option A" shortcut: the input, likewise; readers at
   the same bits share that quantizer, others quantize again from the wider one.
 
-Tensors that come out of a ReLU are unsigned (0..255, 0..15), others signed (-128..127, -8..7),
-all with zero point 0; weights are -127..127 and -7..7. Biases stay float: importers round them.
+Tensors that come out of a ReLU are unsigned (0..255, 0..15), others and all of 16 bit signed
+(-128..127, -8..7, -32768..32767), with zero point 0; weights are -127..127 and -7..7. Biases stay
+float: importers round them.
 """
 
 from __future__ import annotations
