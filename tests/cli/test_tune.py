@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,19 @@ def test_merge(tool: Tool, log: Path, tmp_path: Path) -> None:
         (["MODEL", "--log", "LOG", "-o", "LOG"], "-o goes with --merge"),
         (["MODEL", "--log", "SCHEMA"], "schema 2"),
         (["missing.pt2", "--log", "LOG"], "'missing.pt2' does not exist"),
+        (["MODEL", "--log", "LOG", "--rpc", "127.0.0.1"], "HOST:PORT/KEY"),
+        (["MODEL", "--log", "LOG", "--rpc", "127.0.0.1:1/k"], "no TVM tracker answers"),
+        (["MODEL", "--bundle", "LOG"], "exists already"),
+        (["MODEL", "--bundle", "NEW", "--minutes", "1"], "does not go with --minutes"),
+        (["MODEL", "--bundle", "NEW", "--rpc", "a:1/k"], "does not go with --rpc"),
+        (["MODEL", "--bundle", "NEW", "--tasks", "nothing"], "task 'nothing' does not exist"),
+        (["--bundle", "NEW"], "give one MODEL, found 0"),
+        (["--import", "LOG", "--log", "NEW"], "are of no bundle"),
+        (["--import", "missing", "--log", "NEW"], "cannot be read"),
+        (["--import", "LOG"], "--import needs --log FILE"),
+        (["--import", "LOG", "--log", "NEW", "MODEL"], "--import takes no MODEL"),
+        (["--import", "LOG", "--log", "NEW", "--trials", "3"], "does not go with --trials"),
+        (["--import", "LOG", "--best"], "--best and --import are two commands"),
         (["--best"], "give one LOG, found 0"),
         (["--best", "missing.jsonl"], "cannot be read"),
         (["--best", "SCHEMA"], "this version reads 1"),
@@ -85,6 +99,30 @@ def test_refusals_are_one_line_and_write_nothing(
     line = tool("tune", *(names.get(a, a) for a in arguments)).refused()
     assert message in line
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_bundle_is_written_and_its_results_come_back(
+    tool: Tool, pt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("xgboost")
+    from tests.tune.fakes import HollowBuilder
+    from tests.tune.test_bundle import MEASURED
+    from tvm_q4.tune import bundle
+
+    monkeypatch.setattr(bundle, "Builder", HollowBuilder)
+    folder, log = tmp_path / "board", tmp_path / "log.jsonl"
+    shown = tool("tune", pt2, "--bundle", folder, "--trials", 3)
+    assert shown.code == 0 and "3 candidates of 1 tasks" in shown.out
+    assert "python board/run.py" in shown.out
+    manifest = json.loads((folder / "bundle.json").read_text())
+    results = folder / "results.jsonl"
+    head = {"bundle": manifest["id"], "manifest": manifest}
+    rows = (head, {"bundle": manifest["id"], **MEASURED}, {"bundle": "foreign"})
+    results.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shown = tool("tune", "--import", results, "--log", log)
+    assert shown.code == 0 and "1 records added (0 not bit-exact)" in shown.out
+    assert "1 lines skipped" in shown.out and f"{results}:3: skipped" in shown.err
+    assert [r["time_us"] for r in tool("tune", "--best", log, "--json").json["best"]] == [2.5]
 
 
 def test_compile_and_inspect_say_what_decided_the_parameters(

@@ -74,6 +74,24 @@ class FakeBuilder:
         return out
 
 
+class HollowBuilder(FakeBuilder):
+    """Makes folders that hold no code."""
+
+    def __enter__(self) -> HollowBuilder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def build(self, task: Task, candidates: Sequence[Params]) -> list[Kernel | Failure]:
+        built = super().build(task, candidates)
+        for kernel in built:
+            if isinstance(kernel, Kernel):
+                kernel.folder.mkdir()
+                kernel.write(task.symbol, [], [])
+        return built
+
+
 class FakeMeasurer:
     """Times by `speed`; candidates of `wrong` give wrong bits, `hook` is called before a batch."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     example="""
     tvm-q4 tune model.pt2 --target llvm --minutes 10 --log cpu.jsonl
     tvm-q4 tune model.pt2 --tasks list
+    tvm-q4 tune model.pt2 --target nvidia/nvidia-t4 --rpc 127.0.0.1:9190/t4 --log t4.jsonl
+    tvm-q4 tune model.pt2 --target nvidia/nvidia-t4 --bundle t4     # there: python t4/run.py
+    tvm-q4 tune --import t4/results.jsonl --log t4.jsonl
     tvm-q4 tune --best cpu.jsonl
     tvm-q4 tune --merge a.jsonl b.jsonl -o both.jsonl
     """,
@@ -28,7 +32,12 @@ if TYPE_CHECKING:
 @click.option("--batch", type=COUNT, help="Images a run; the model's own where not given.")
 @click.option("--image-size", type=IMAGE_SIZE, help="Height and width of the input in pixels.")
 @click.option("--log", type=PATH, metavar="FILE", help="Tuning log to continue or begin.")
-@click.option("--trials", type=COUNT, help="Candidates of all tasks, those in the log included.")
+@click.option(
+    "--trials",
+    type=COUNT,
+    help="Candidates of all tasks, those in the log included; with --bundle, of each task.  "
+    "[default: with --bundle, 16]",
+)
 @click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Time of the run.")
 @click.option(
     "--tasks",
@@ -48,6 +57,19 @@ if TYPE_CHECKING:
     help="Measure on all devices of KEY at TVM's tracker; KEY alone: at $TVM_TRACKER_HOST and "
     "$TVM_TRACKER_PORT.",
 )
+@click.option(
+    "--bundle",
+    type=PATH,
+    metavar="DIR",
+    help="Build candidates into a new folder, whose run.py measures them where the device is.",
+)
+@click.option(
+    "--import",
+    "results",
+    type=PATH,
+    metavar="RESULTS",
+    help="Add what a bundle's run.py measured to --log.",
+)
 @hawq_options
 @click.option("--best", is_flag=True, help="Show the best record of each signature of LOG.")
 @click.option("--merge", is_flag=True, help="Write all records of LOG... to -o.")
@@ -56,6 +78,7 @@ def command(
     options: Options,
     *,
     arguments: tuple[str, ...],
+    results: Path | None,
     best: bool,
     merge: bool,
     output: Path | None,
@@ -63,21 +86,32 @@ def command(
 ) -> None:
     """Search for the fastest parameters of MODEL's layers by measuring them; or look into LOGs."""
     given = {name: value for name, value in tuning.items() if value is not None}
-    if best and merge:
-        raise click.UsageError("--best and --merge are two commands; give one")
+    wanted = {"--best": best, "--merge": merge, "--import": results is not None}
+    modes = [name for name, wish in wanted.items() if wish]
+    if len(modes) > 1:
+        raise click.UsageError(f"{modes[0]} and {modes[1]} are two commands; give one")
     if not merge and output is not None:
         raise click.UsageError("-o goes with --merge; a search writes to --log")
-    if not best and not merge:
-        _tune(options, _one(arguments, "MODEL"), given)
+    if not modes:
+        run = _bundle if "bundle" in given else _tune
+        run(options, _one(arguments, "MODEL"), given)
         return
-    name = "--best" if best else "--merge"
-    if given:
-        option = "--" + next(iter(given)).replace("_", "-")
-        raise click.UsageError(f"{name} takes logs; it does not go with {option}")
+    if results is not None:
+        log = given.pop("log", None)
+        _refuse("--import takes RESULTS and --log", given)
+        _import(options, arguments, results, log)
+        return
+    _refuse(f"{modes[0]} takes logs", given)
     if best:
         _best(options, _one(arguments, "LOG"))
     else:
         _merge(options, arguments, output)
+
+
+def _refuse(reason: str, given: Iterable[str]) -> None:
+    """Refuse options that a command does not know."""
+    for name in given:
+        raise click.UsageError(f"{reason}; it does not go with --{name.replace('_', '-')}")
 
 
 def _one(arguments: tuple[str, ...], what: str) -> str:
@@ -99,6 +133,36 @@ def _tune(options: Options, model: str, given: dict[str, Any]) -> None:
         raise click.UsageError("a search needs --log FILE for its records; or give --tasks list")
     result = tune_model(model, seed=options.seed, **given)
     options.emit(result, lambda console: _show(console, result))
+
+
+def _bundle(options: Options, model: str, given: dict[str, Any]) -> None:
+    from tvm_q4.tune import write_bundle
+
+    elsewhere = {"minutes", "early_stop", "threads", "rpc"} & given.keys()
+    _refuse("--bundle measures nothing here", sorted(elsewhere))
+    output = given.pop("bundle")
+    result = write_bundle(model, output, seed=options.seed, **given)
+    line = (
+        f"{output}: {result['candidates']} candidates of {result['tasks']} tasks, "
+        f"{result['bytes'] / 1e6:.1f} MB; on the device, run: python {output.name}/run.py"
+    )
+    options.emit(result, lambda console: console.print(line, soft_wrap=True))
+
+
+def _import(options: Options, arguments: tuple[str, ...], results: Path, log: Path | None) -> None:
+    from tvm_q4.tune import import_results
+
+    if arguments:
+        raise click.UsageError(f"--import takes no MODEL, found {arguments[0]!r}")
+    if log is None:
+        raise click.UsageError("--import needs --log FILE for the records")
+    result = import_results(results, log)
+    line = (
+        f"{log}: {result['records']} records added ({result['inexact']} not bit-exact); "
+        f"{result['failed']} candidates failed, {result['duplicates']} were there already, "
+        f"{result['skipped']} lines skipped"
+    )
+    options.emit(result, lambda console: console.print(line, soft_wrap=True))
 
 
 def _best(options: Options, log: str) -> None:

@@ -12,6 +12,8 @@
 `builder`           building candidates in worker processes (`workers`, `build_job`)
 `measurer`          the interface of devices, and this machine's own (`time_job`)
 `rpc_measurer`      devices elsewhere, through TVM's tracker (`rpc_job`)
+`bundle`            candidates for devices that no network reaches, in a folder with the program
+                    that measures them (`bundle_runner`), and what it found (`bundle_results`)
 `case`              inputs and expected outputs, for the check that candidates are bit-exact
 `workflow`          the Python form of the verb ``tune``
 ==================  ================================================================================
@@ -23,11 +25,13 @@ import importlib
 from typing import Any
 
 _LAZY = {
+    "import_results": "tvm_q4.tune.bundle_results",
     "list_tasks": "tvm_q4.tune.workflow",
     "tune_model": "tvm_q4.tune.workflow",
+    "write_bundle": "tvm_q4.tune.bundle",
 }
 
-__all__ = ["list_tasks", "tune_model"]
+__all__ = ["import_results", "list_tasks", "tune_model", "write_bundle"]
 
 
 def __getattr__(name: str) -> Any:
