@@ -19,7 +19,7 @@ from tvm_q4.errors import InputError
 from tvm_q4.library.fatbin import device_codes
 from tvm_q4.library.nvcc import find_nvcc
 from tvm_q4.tune import bundle as bundle_module
-from tvm_q4.tune import bundle_runner, import_results, write_bundle
+from tvm_q4.tune import bundle_runner, bundle_worker, import_results, write_bundle
 from tvm_q4.tuning_logs.records import best_records, read_log
 
 pytest.importorskip("xgboost")
@@ -180,7 +180,7 @@ def test_candidates_that_crash_are_failures(bundle: Path, tmp_path: Path) -> Non
 def test_a_kernel_that_hangs_or_crashes_is_ended(
     program: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "run.py").write_text(program)
+    (tmp_path / "measure.py").write_text(program)
     monkeypatch.setattr(bundle_runner, "FOLDER", tmp_path)
     monkeypatch.setattr(bundle_runner, "START_LIMIT_S", 0.0)
     worker = bundle_runner.Worker(None)
@@ -201,12 +201,14 @@ def test_another_machine_is_refused_in_one_line(
     hollow: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest = json.loads((hollow / "bundle.json").read_text())
+    bundle_runner.check_packages(manifest)
     with pytest.raises(bundle_runner.Problem, match=r"pip install apache-tvm-ffi==9\.9"):
-        bundle_runner.check_machine(manifest | {"tvm_ffi": "9.9"})
-    monkeypatch.setattr(bundle_runner, "cpu_info", lambda key: "sse avx bmi1")
-    bundle_runner.check_machine(manifest | {"features": ["avx", "bmi"]})
-    with pytest.raises(bundle_runner.Problem, match="this CPU lacks avx512vnni"):
-        bundle_runner.check_machine(manifest | {"features": ["avx", "avx512vnni"]})
+        bundle_runner.check_packages(manifest | {"tvm_ffi": "9.9"})
+    bundle_worker.check_features(manifest["features"])
+    monkeypatch.setattr(bundle_worker, "cpu_info", lambda key: "sse avx bmi1 avx512_vnni")
+    bundle_worker.check_features(["avx", "bmi", "avx512vnni"])
+    with pytest.raises(RuntimeError, match="this CPU lacks amx-int8, which"):
+        bundle_worker.check_features(["avx", "amx-int8"])
     assert bundle_runner.runs_here("skylake", {"threads": 2})
     assert bundle_runner.runs_here("sm_80", {"device_arch": 86})
     assert not bundle_runner.runs_here("sm_86", {"device_arch": 80})
@@ -215,7 +217,7 @@ def test_another_machine_is_refused_in_one_line(
 
 def test_a_bundle_says_nothing_of_where_it_was_made(hollow: Path) -> None:
     texts = [path.read_text() for path in hollow.rglob("*") if path.suffix in (".json", ".py")]
-    assert len(texts) == 10
+    assert len(texts) == 11
     assert not any(str(hollow.parent) in text or str(Path.home()) in text for text in texts)
 
 

@@ -13,7 +13,8 @@
 `measurer`          the interface of devices, and this machine's own (`time_job`)
 `rpc_measurer`      devices elsewhere, through TVM's tracker (`rpc_job`)
 `bundle`            candidates for devices that no network reaches, in a folder with the program
-                    that measures them (`bundle_runner`), and what it found (`bundle_results`)
+                    that measures them (`bundle_runner`, `bundle_worker`); `bundle_results` takes
+                    what it found
 `case`              inputs and expected outputs, for the check that candidates are bit-exact
 `workflow`          the Python form of the verb ``tune``
 ==================  ================================================================================

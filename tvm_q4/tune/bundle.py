@@ -1,8 +1,8 @@
 """Bundles: candidates built here for a device that no network reaches.
 
 A bundle is one folder that holds all that measuring needs, and no source: ``run.py`` (its text says
-what it needs; see `bundle_runner`), TVM's runtime in ``lib``, built candidates in ``kernels``,
-inputs and expected outputs in ``cases``, and ``bundle.json``::
+what it needs; see `bundle_runner`) with ``measure.py`` (`bundle_worker`), TVM's runtime in ``lib``,
+built candidates in ``kernels``, inputs and expected outputs in ``cases``, and ``bundle.json``::
 
     format, id         of the bundle: 1, and a digest of all the rest
     kind, target       "cpu" or "cuda"; what was given as target
@@ -35,7 +35,7 @@ from tvm_q4.errors import CheckFailed, InputError
 from tvm_q4.library.host import missing_features
 from tvm_q4.progress import ProgressBar
 from tvm_q4.targets import as_target
-from tvm_q4.tune import bundle_runner
+from tvm_q4.tune import bundle_runner, bundle_worker
 from tvm_q4.tune.builder import Builder
 from tvm_q4.tune.case import make_case
 from tvm_q4.tune.cost_model import require_xgboost
@@ -214,6 +214,7 @@ def _copy_runtime(folder: Path, kind: str) -> None:
     for name in (_RUNTIME, _CUDA_RUNTIME)[: 2 if kind == "cuda" else 1]:
         shutil.copyfile(runtime.with_name(name), folder / "lib" / name)
     shutil.copyfile(bundle_runner.__file__, folder / "run.py")
+    shutil.copyfile(bundle_worker.__file__, folder / "measure.py")
 
 
 def _manifest(
