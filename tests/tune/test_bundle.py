@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import venv
 from importlib.metadata import distribution
 from pathlib import Path
@@ -24,15 +26,13 @@ from tvm_q4.tuning_logs.records import best_records, read_log
 
 pytest.importorskip("xgboost")
 
-BLOCKED = """\
-import runpy, sys
+BLOCKER = """\
+import sys
 class Blocker:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in {"torch", "xgboost", "tvm", "tvm_q4"}:
             raise ImportError(f"{name} is blocked")
 sys.meta_path.insert(0, Blocker())
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
@@ -59,9 +59,13 @@ def hollow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(bundle: Path, *arguments: object, python: Path | None = None) -> tuple[int, str, str]:
     """Run a bundle's program; where no interpreter is given, in this one without our packages."""
-    command = [sys.executable, "-c", BLOCKED] if python is None else [str(python)]
-    command += [str(bundle / "run.py"), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    command = [str(python or sys.executable), str(bundle / "run.py"), *map(str, arguments)]
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "sitecustomize.py").write_text(BLOCKER)
+        environment = os.environ | {"PYTHONPATH": folder}
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=300, env=environment, check=False
+        )
     return done.returncode, done.stdout, done.stderr
 
 
