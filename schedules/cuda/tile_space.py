@@ -12,7 +12,7 @@ from tvm_q4.quant import INT32_MAX
 from tvm_q4.schedules.cuda.conv_shape import ConvShape
 from tvm_q4.schedules.cuda.cost import predict_us
 from tvm_q4.schedules.cuda.device import device_of
-from tvm_q4.schedules.cuda.packing import packed_chunks, packed_rows
+from tvm_q4.schedules.cuda.packing import packed_rows
 from tvm_q4.schedules.cuda.tensor_core import MmaForm
 from tvm_q4.schedules.cuda.tile import CHUNK_BYTES, GemmShape, Tile, resources
 from tvm_q4.schedules.layer import Layer, Tensor
@@ -107,7 +107,8 @@ def gemm_shape(layer: Layer, form: MmaForm, shape: ConvShape, rows: int | None =
         k_bytes=k_bytes,
         k_ops=shape.chunks * form.channels,
         a_bytes_unique=_bytes(layer.data),
-        b_bytes=packed_rows(layer) * packed_chunks(shape, form) * CHUNK_BYTES,
+        # Not the rows' padding to whole slabs: it is not read.
+        b_bytes=packed_rows(layer) * k_bytes * form.products,
         out_bytes=sum(_bytes(t) for _, t in layer.outputs),
         skip_bytes=sum(_bytes(t) for t in skips),
         bits_mma=form.bits,
