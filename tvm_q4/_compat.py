@@ -48,6 +48,9 @@ _TVM_NAMES = {
     "tirx": ("tvm", "tirx"),  # tvm.tir until 0.23
 }
 
+MIN_BLOCKS_ATTR = "tirx.launch_bounds_min_blocks_per_sm"
+"""Key of the statement that gives a kernel's ``__launch_bounds__`` its second argument."""
+
 TVM_PACKAGE = "apache-tvm"
 FFI_PACKAGE = "apache-tvm-ffi"
 TESTED_PAIRS = {"0.27.0.post1": ("0.1.14.post1",)}

@@ -15,13 +15,13 @@ from tvm.target import Target
 from tvm_q4._compat import T, tirx
 from tvm_q4.schedules.cuda import tile_space
 from tvm_q4.schedules.cuda.conv_shape import ConvShape
-from tvm_q4.schedules.cuda.device import family_of
-from tvm_q4.schedules.cuda.kernel import CudaKernel, Row, constants, cuda_func
+from tvm_q4.schedules.cuda.device import device_of, family_of
+from tvm_q4.schedules.cuda.kernel import CudaKernel, Row, constants, cuda_func, room_for
 from tvm_q4.schedules.cuda.main_loop import MainLoop, group, threads
 from tvm_q4.schedules.cuda.packing import pack_weights, packed_chunks, packed_rows
 from tvm_q4.schedules.cuda.split_k import emit_reduction, scratch_shape, store_parts
 from tvm_q4.schedules.cuda.tensor_core import CHUNK_WORDS, MmaForm, WarpTile, mma_form
-from tvm_q4.schedules.cuda.tile import CHUNK_BYTES, Tile
+from tvm_q4.schedules.cuda.tile import CHUNK_BYTES, Tile, resources, stated_blocks
 from tvm_q4.schedules.layer import Layer
 from tvm_q4.schedules.layout import round_up
 from tvm_q4.schedules.rule import Params, ScheduleRule
@@ -73,7 +73,10 @@ class TensorCoreConv2d(ScheduleRule):
 
     def schedule(self, layer: Layer, target: Target, params: Params, symbol: str) -> tirx.PrimFunc:
         """The kernel, or two of them where k is split."""
-        emitter = _Emitter(layer, form_of(layer, target), _tile(params))
+        form, tile, device = form_of(layer, target), _tile(params), device_of(target)
+        residual = len(layer.inputs) > 1
+        used = resources(tile, form.family, float(form.products), residual)
+        emitter = _Emitter(layer, form, tile, stated_blocks(used, device))
         return cuda_func(symbol, target, emitter.emit)
 
 
@@ -98,10 +101,10 @@ def param_channels(layer: Layer) -> int:
 
 
 class _Emitter:
-    """Emits one layer's kernels."""
+    """Emits one layer's kernels, the first so that `blocks` of its CTAs fit an SM (if not 0)."""
 
-    def __init__(self, layer: Layer, form: MmaForm, tile: Tile) -> None:
-        self.layer, self.form, self.tile = layer, form, tile
+    def __init__(self, layer: Layer, form: MmaForm, tile: Tile, blocks: int) -> None:
+        self.layer, self.form, self.tile, self.blocks = layer, form, tile, blocks
         self.shape = _shape(layer, tile, form)
         self.row_blocks = -(-self.shape.rows // tile.bm)
         self.channel_blocks = -(-self.shape.out_channels // tile.bn)
@@ -117,7 +120,7 @@ class _Emitter:
         )
         blocks, width = self.row_blocks * self.channel_blocks * tile.split_k, threads(tile)
         with T.launch_thread("blockIdx.x", blocks) as bx:
-            with T.launch_thread("threadIdx.x", width) as tx:
+            with T.launch_thread("threadIdx.x", width) as tx, room_for(self.blocks):
                 if scratch is None:
                     kernel.fill_halos(bx * width + tx, blocks * width)
                 part, block = bx % tile.split_k, bx // tile.split_k

@@ -7,13 +7,14 @@ loaded once for all its rows; residuals are loaded and results stored 16 bytes a
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from tvm.target import Target
 
-from tvm_q4._compat import IRBuilder, T, tirx
+from tvm_q4._compat import MIN_BLOCKS_ATTR, IRBuilder, T, tirx
 from tvm_q4.errors import UnsupportedError
 from tvm_q4.quant import INT32_MAX
 from tvm_q4.schedules.cuda import words
@@ -358,6 +359,13 @@ def constants(layer: Layer, channels: int) -> list[np.ndarray]:
 def padded_channels(layer: Layer) -> int:
     """Channels that element-wise kernels work on: whole groups."""
     return round_up(layer.shape[1], GROUP)
+
+
+def room_for(blocks: int) -> AbstractContextManager[Any]:
+    """Make nvcc leave registers for so many blocks an SM; 0: as it likes. Inside the launch."""
+    if not blocks:
+        return nullcontext()
+    return T.attr(tirx.const(0, "int32"), MIN_BLOCKS_ATTR, blocks)
 
 
 def cuda_func(name: str, target: Target, body: Callable[[], None]) -> tirx.PrimFunc:

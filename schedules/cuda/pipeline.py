@@ -42,8 +42,20 @@ def _own_passes() -> tvm.transform.Pass:
             s_tir.transform.MergeSharedMemoryAllocations(),
             tirx.transform.SplitHostDevice(),
             tirx.transform.MakePackedAPI(),
+            _forget_noalias,
         ]
     )
+
+
+@tvm.transform.module_pass(opt_level=0, name="ForgetNoalias")
+def _forget_noalias(mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
+    """Leave out ``__restrict__``, which SplitHostDevice promises for every kernel.
+
+    With it nvcc loads what is never written as early as it can, before the barriers of the main
+    loop too: 48 registers of the epilogue's constants would be held all through the loop.
+    """
+    functions = {gv: func.with_attr("tirx.noalias", False) for gv, func in mod.functions.items()}
+    return tvm.IRModule(functions, attrs=mod.attrs)
 
 
 def _is_own(func: Any) -> bool:

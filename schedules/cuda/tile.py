@@ -163,6 +163,24 @@ def blocks_per_sm(used: Resources, device: Device) -> int:
     return min(by_shared, warps // (used.threads // WARP), device.blocks_per_sm)
 
 
+def stated_blocks(used: Resources, device: Device) -> int:
+    """CTAs of an SM that nvcc is told to leave registers for; 0 where it has some to spare.
+
+    It takes all that it may, so that it is told of a limit only where its choice might be above.
+
+    Parameters
+    ----------
+    used : Resources
+        As estimated.
+    device : Device
+    """
+    blocks = blocks_per_sm(used, device)
+    if not blocks:
+        return 0
+    spare = device.registers_per_sm // (blocks * used.threads) - used.registers
+    return blocks if spare < REGISTER_UNIT else 0
+
+
 def occupancy(tile: Tile, device: Device, b_ratio: float = 1.0, residual: bool = False) -> int:
     """CTAs of the kernel that an SM holds at a time; 0 where the tile does not fit.
 
