@@ -33,12 +33,17 @@ class Kernel:
 
 
 def lower(func: PrimFunc, arch: str, pipeline: str = "default") -> list[Kernel]:
-    """Generate CUDA source for a function, without a device or a CUDA compiler.
+    """Kernels of one function, in the order in which it launches them; see `lower_all`."""
+    return lower_all([func], arch, pipeline)
+
+
+def lower_all(funcs: Sequence[PrimFunc], arch: str, pipeline: str = "default") -> list[Kernel]:
+    """Generate CUDA source for functions, without a device or a CUDA compiler.
 
     Parameters
     ----------
-    func : PrimFunc
-        A scheduled function with bound threads and static extents.
+    funcs : sequence of PrimFunc
+        Scheduled functions with bound threads and static extents, of different names.
     arch : str
         Such as ``"sm_80"``.
     pipeline : str
@@ -47,10 +52,11 @@ def lower(func: PrimFunc, arch: str, pipeline: str = "default") -> list[Kernel]:
     Returns
     -------
     list of Kernel
-        In the order in which the function launches them.
+        All of one source; those of a function in the order in which it launches them.
     """
     target = Target({"kind": "cuda", "arch": arch}, host={"kind": "llvm"})
-    module = tirx.transform.BindTarget(target)(tvm.IRModule({func.attrs["global_symbol"]: func}))
+    named = {str(func.attrs["global_symbol"]): func for func in funcs}
+    module = tirx.transform.BindTarget(target)(tvm.IRModule(named))
     if pipeline == "default":
         passes, _, device_passes = tirx.get_default_tir_pipeline(target)
     else:

@@ -49,6 +49,7 @@ class Conv:
     """A convolution of data that uses its whole range, and what follows it.
 
     `residual` is a form of q4.add, or None for a requantize; `result` None leaves the accumulator.
+    What is added is the data, or a convolution of it (``s``) where the shape is another.
     """
 
     shape: tuple[int, int, int, int]
@@ -75,8 +76,11 @@ class Conv:
 
     def _emit(self, b: relax.BlockBuilder, x: relax.Expr, rng: np.random.Generator) -> relax.Expr:
         skip = None
-        if self.residual:
+        if self.residual and self.shape[1] == self.out:
             skip = b.emit(ops.requantize(x, *ratios(rng, 1, 31, 32), name="skip", **_type(U8)))
+        elif self.residual:
+            apart = self._accumulator(b, x, rng, "s")
+            skip = b.emit(ops.requantize(apart, *ratios(rng, self.out), name="skip", **_type(U8)))
         acc = self._accumulator(b, x, rng)
         if self.result is None:
             return acc
@@ -94,7 +98,7 @@ class Conv:
         return b.emit(ops.add(acc, skip, m, e, m2, e2, name="y", **how))
 
     def _accumulator(
-        self, b: relax.BlockBuilder, x: relax.Expr, rng: np.random.Generator
+        self, b: relax.BlockBuilder, x: relax.Expr, rng: np.random.Generator, name: str = "c"
     ) -> relax.Var:
         w = weights(rng, self.bits, (self.out, self.shape[1] // self.groups, *self.kernel))
         w[0], w[-1] = -(1 << (self.bits - 1)), (1 << (self.bits - 1)) - 1
@@ -103,7 +107,7 @@ class Conv:
         geometry |= {"dilation": list(self.dilation), "groups": self.groups}
         return b.emit(
             ops.conv2d(
-                x, w, bias, name="c", zero_point=self.zero, weight_bits=self.bits, **geometry
+                x, w, bias, name=name, zero_point=self.zero, weight_bits=self.bits, **geometry
             )
         )
 
