@@ -34,6 +34,8 @@ from tvm_q4.schedules.rule import Choice, Params
 _REGIONS = ((7, 8), (4, 7), (3, 8), (3, 4), (2, 4), (1, 4))
 """Rows and columns of pooled pixels of a block."""
 
+_WARP_ROWS = 32  # of the region; with 16, ptxas limits registers until one is spilled
+_SLABS = (64, 32)
 _MOST_THREADS = 512
 
 
@@ -51,10 +53,8 @@ class StemPool(TensorCoreConv2d):
         form, device, out = form_of(layer, target), device_of(target), []
         stages = (2,) if form.family == 75 else (3, 2)
         blocks_n = 32 if layer.shape[1] <= 32 else 64
-        slabs, warps_m = (64, 32), ((32,) if form.family == 75 else (32, 16))
-        for (ph, pw), bk, wm, depth in product(_REGIONS, slabs, warps_m, stages):
-            params: Params = {"ph": ph, "pw": pw, "bn": blocks_n, "bk": bk, "wm": wm}
-            params["stages"] = depth
+        for (ph, pw), bk, depth in product(_REGIONS, _SLABS, stages):
+            params: Params = {"ph": ph, "pw": pw, "bn": blocks_n, "bk": bk, "stages": depth}
             tile = _tile(layer, params)
             staged = WORD_BYTES * sum(_words(_staged(layer, op, tile)) for op in pools(layer))
             fits = threads(tile) <= _MOST_THREADS and staged <= device.shared_per_block
@@ -132,9 +132,9 @@ class _Grid:
 
 
 def _tile(layer: Layer, params: Params) -> Tile:
-    grid, wm, bn = _Grid(layer, params), int(params["wm"]), int(params["bn"])
-    bm = round_up(grid.rows * grid.cols, wm)
-    return Tile(bm, bn, int(params["bk"]), wm, bn, int(params["stages"]))
+    grid, bn = _Grid(layer, params), int(params["bn"])
+    bm = round_up(grid.rows * grid.cols, _WARP_ROWS)
+    return Tile(bm, bn, int(params["bk"]), _WARP_ROWS, bn, int(params["stages"]))
 
 
 class _Emitter:

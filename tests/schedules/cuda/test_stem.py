@@ -81,9 +81,9 @@ class Forced(StemPool):
         return [dict(self._params)]
 
 
-def small(ph: int, pw: int, wm: int = 32, bn: int = 32, stages: int = 2) -> list[Any]:
+def small(ph: int, pw: int, bn: int = 32, stages: int = 2) -> list[Any]:
     """All rules, stems with these parameters."""
-    return [Forced(ph=ph, pw=pw, bn=bn, bk=64, wm=wm, stages=stages), *RULES]
+    return [Forced(ph=ph, pw=pw, bn=bn, bk=64, stages=stages), *RULES]
 
 
 CASES = {
