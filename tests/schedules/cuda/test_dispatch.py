@@ -1,126 +1,218 @@
-"""Which rule and which instruction a layer gets, by arch and bits; nothing is compiled."""
+"""Which rule, instruction and tile a layer gets on which arch, without compiling anything."""
 
 from __future__ import annotations
 
+import json
+import math
+import re
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
-import tvm
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tvm import relax
+from tvm.target import Target
 
-from tests.schedules.builders import S4, S8, U4, U8, module, requantized, weights
+from tests.cuda_emulator.prim_func import lower as lower_func
+from tests.schedules.builders import S4, S8, U4, U8, module
 from tests.schedules.cuda.builders import cuda, lower
 from tests.schedules.cuda.convolutions import Conv
+from tests.small_network import quantized
 from tvm_q4 import ops
-from tvm_q4.cuda_target import family_of_arch
+from tvm_q4._compat import T, tirx
 from tvm_q4.errors import UnsupportedError
 from tvm_q4.quant import IntRange
-from tvm_q4.relay_passes.lower_to_tir import LoweredCall
-from tvm_q4.schedules.cuda.device import device_of
+from tvm_q4.relay_passes.pipeline import to_fused, to_integer, to_kernels
+from tvm_q4.schedules.cuda import tile_space
+from tvm_q4.schedules.cuda.conv2d import TensorCoreConv2d
+from tvm_q4.schedules.cuda.cost import Tile, occupancy
+from tvm_q4.schedules.cuda.device import device_of, family_of
+from tvm_q4.schedules.cuda.kernel import cuda_func
+from tvm_q4.schedules.cuda.pipeline import tir_pipeline
+from tvm_q4.schedules.cuda.rules import RULES
 from tvm_q4.schedules.cuda.tensor_core import mma_form
+from tvm_q4.schedules.cuda.tile import resources
+from tvm_q4.schedules.layer import Layer
+from tvm_q4.schedules.rule import Params, ScheduleRule, select
+from tvm_q4.tuning_logs.records import Record
 
+RULE = TensorCoreConv2d()
 ARCHS = (75, 80, 86, 87, 88, 89, 90, 100, 120)
-PLAIN = Conv((1, 64, 7, 7), 64, (3, 3), padding=(1, 1, 1, 1))
-SHAPES = {
-    75: ("mma.m8n8k16", "mma.m8n8k32"),
-    80: ("mma.m16n8k32", "mma.m16n8k64"),
-    90: ("mma.m16n8k32", "mma.m16n8k32"),
+SMALL = Conv((1, 32, 4, 4), 32, (3, 3), padding=(1, 1, 1, 1))
+OPERANDS = {
+    "u8 x s8": SMALL,
+    "s8 x s8": replace(SMALL, data=S8),
+    "u8 x s4": replace(SMALL, bits=4),
+    "u4 x s4": replace(SMALL, data=U4, bits=4, result=U4),
+    "s4 x s4": replace(SMALL, data=S4, bits=4, result=S4),
+    "u4 x s8": replace(SMALL, data=U4),
+    "s4 x s8": replace(SMALL, data=S4),
 }
 
 
-def _call(conv: Conv, arch: int) -> LoweredCall:
-    (call,) = [c for c in lower(conv.module(), arch).calls if c.layer.kind == "conv2d"]
-    return call
+class Catch(ScheduleRule):
+    """Applies to anything and makes nothing: for layers as rules see them."""
+
+    name = "catch"
+
+    def applies(self, layer: Layer, target: Target) -> bool:
+        return True
+
+    def space(self, layer: Layer, target: Target) -> list[Params]:
+        return [{}]
+
+    def predict(self, layer: Layer, target: Target, params: Params) -> float:
+        return 0.0
+
+    def schedule(self, layer: Layer, target: Target, params: Params, symbol: str) -> tirx.PrimFunc:
+        return cuda_func(symbol, target, lambda: T.evaluate(0))
 
 
-def _executes(conv: Conv, arch: int) -> str:
-    call = _call(conv, arch)
-    assert call.choice.rule.name == "cuda.tensor_core_conv2d"
-    return call.choice.rule.executes_as(call.layer, cuda(arch), call.choice.params)
+def layer_of(conv: Conv, arch: int = 80) -> Layer:
+    """The convolution as rules see it (the same on every arch)."""
+    lowered = lower(conv.module(), arch, [Catch()])
+    (layer,) = [c.layer for c in lowered.calls if c.layer.ops[0].name == "c"]
+    return layer
+
+
+# --- Rule and instruction ------------------------------------------------------------------------
+
+NATIVE4 = {75: "mma.m8n8k32", 80: "mma.m16n8k64"}
+NATIVE8 = {75: "mma.m8n8k16", 80: "mma.m16n8k32", 90: "mma.m16n8k32"}
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-def test_w8a8(arch: int) -> None:
-    shape = SHAPES[family_of_arch(arch)][0]
-    assert _executes(PLAIN, arch) == f"u8s8 {shape}"
-    assert _executes(replace(PLAIN, data=S8), arch) == f"s8s8 {shape}"
-
-
-@pytest.mark.parametrize("arch", ARCHS)
-def test_w4a4(arch: int) -> None:
-    family = family_of_arch(arch)
-    text = _executes(replace(PLAIN, data=U4, bits=4, result=U4), arch)
-    if family == 90:
-        assert text == f"u8s8 {SHAPES[90][0]} (4-bit activations widened in registers)"
+@pytest.mark.parametrize("operands", OPERANDS)
+def test_instruction(operands: str, arch: int) -> None:
+    target, layer = cuda(arch), layer_of(OPERANDS[operands])
+    family = family_of(target)
+    choice = select(list(RULES), layer, target)
+    assert choice.rule.name == "cuda.tensor_core_conv2d"
+    found = choice.rule.executes_as(layer, target, choice.params)
+    sign, narrow = operands[0], operands[1] == "4"
+    if narrow and operands.endswith("s4") and family < 90:
+        assert found == f"{sign}4s4 {NATIVE4[family]}"
+    elif narrow:
+        note = "(4-bit activations widened in registers)"
+        assert found == f"{sign}8s8 {NATIVE8[family]} {note}"
     else:
-        assert text == f"u4s4 {SHAPES[family][1]}"
-        signed = _executes(replace(PLAIN, data=S4, bits=4, result=S4), arch)
-        assert signed == f"s4s4 {SHAPES[family][1]}"
+        assert found == f"{sign}8s8 {NATIVE8[family]}"
 
 
-@pytest.mark.parametrize("arch", [75, 80, 90])
-def test_w4a8_runs_as_bytes(arch: int) -> None:
-    text = _executes(replace(PLAIN, bits=4), arch)
-    assert text == f"u8s8 {SHAPES[family_of_arch(arch)][0]}"
+@pytest.mark.parametrize("arch", [a for a in ARCHS if a >= 90])
+@pytest.mark.parametrize("operands", [name for name in OPERANDS if "4" in name])
+def test_no_int4_mma_from_sm_90(operands: str, arch: int) -> None:
+    lowered = lower(OPERANDS[operands].module(), arch)
+    (call,) = [c for c in lowered.calls if c.layer.kind == "conv2d"]
+    for kernel in lower_func(lowered.mod[call.kernel], f"sm_{arch}", tir_pipeline()):
+        products = set(re.findall(r"mma\.sync\S+", kernel.source))
+        assert products
+        assert not any(re.search(r"\.[su]4\b", p) for p in products)
 
 
-@pytest.mark.parametrize("arch", [75, 80, 90])
-def test_4_bit_data_with_8_bit_weights_is_widened(arch: int) -> None:
-    text = _executes(replace(PLAIN, data=U4), arch)
-    assert text.endswith("(4-bit activations widened in registers)")
+def test_rules_of_a_network() -> None:
+    fused = to_fused(to_integer(quantized()))
+    calls = to_kernels(fused, cuda(80), RULES, lambda _: None).calls
+    assert [(c.layer.kind, c.choice.rule.name) for c in calls] == [
+        ("quantize", "cuda.quantize"),
+        ("conv2d", "cuda.tensor_core_conv2d"),
+        ("conv2d", "cuda.tensor_core_conv2d"),
+        ("avg_pool2d", "cuda.pool2d"),
+        ("elementwise", "cuda.elementwise"),
+        ("dense", "cuda.tensor_core_conv2d"),
+    ]
 
 
-def test_widening_is_refused_where_sums_would_overflow() -> None:
-    call = _call(replace(PLAIN, data=S4, bits=4, result=S4), 90)
-    layer = call.layer
-    assert mma_form(layer, 90) is not None
-    layer.ops[0].params["weight"] = np.zeros((1, 2**18, 1, 1), np.int8)
-    assert mma_form(layer, 90) is None
-
-
-def test_16_bit_data_is_refused_in_one_line() -> None:
-    values = IntRange(-32768, 32767)
-
-    def emit(b: relax.BlockBuilder, x: relax.Expr) -> relax.Expr:
-        rng = np.random.default_rng(0)
-        acc = b.emit(
-            ops.conv2d(
-                x, weights(rng, 8, (16, 16, 1, 1)), [0], name="c", strides=[1, 1], padding=[0] * 4
-            )
-        )
-        return requantized(b, acc, rng)
-
-    mod: tvm.IRModule = module((1, 16, 4, 4), values, emit, "int16")
-    with pytest.raises(UnsupportedError, match="'c'") as caught:
-        lower(mod, 80)
+def test_16_bit_data_has_no_kernel() -> None:
+    wide = IntRange(-32768, 32767)
+    conv = replace(SMALL, data=wide)
+    with pytest.raises(UnsupportedError, match="no schedule rule applies to layer 'c'") as caught:
+        lower(conv.module(), 80)
     assert "\n" not in str(caught.value)
 
 
-@settings(max_examples=10, deadline=None)
-@given(
-    batch=st.integers(1, 128),
-    channels=st.integers(1, 2048),
-    out=st.integers(1, 2048),
-    size=st.integers(1, 60),
-    bits=st.sampled_from([4, 8]),
-    arch=st.sampled_from([75, 80, 89, 90]),
+def _dense(data: IntRange, bits: int, channels: int) -> Layer:
+    def emit(b: Any, x: Any) -> Any:
+        w = np.ones((1, channels), np.int8)
+        return b.emit(ops.dense(x, w, [0], name="c", weight_bits=bits))
+
+    return lower(module((1, channels), data, emit), 80, [Catch()]).calls[-2].layer
+
+
+@pytest.mark.parametrize(
+    ("data", "largest"),
+    [(S4, (2**31 - 1) // (128 * 128)), (U4, (2**31 - 1) // (128 * 8))],
+    ids=["signed, 16 times too large", "unsigned"],
 )
-def test_there_is_a_tile_for_every_shape(
-    batch: int, channels: int, out: int, size: int, bits: int, arch: int
-) -> None:
-    data = U4 if bits == 4 else U8
-    call = _call(Conv((batch, channels, size, size), out, bits=bits, data=data), arch)
-    rule, target = call.choice.rule, cuda(arch)
-    space = rule.space(call.layer, target)
-    device = device_of(target)
-    assert space
-    assert len({tuple(p.values()) for p in space}) == len(space)
-    for params in space[:: max(1, len(space) // 10)]:
-        assert all(type(value) is int for value in params.values())
-        assert params["bm"] % params["wm"] == params["bn"] % params["wn"] == 0
-        assert np.isfinite(rule.predict(call.layer, target, params))
-        slab = (params["bm"] + params["bn"]) * params["bk"]
-        assert params["stages"] * slab <= device.shared_per_block
+def test_sums_of_widened_data_fit_int32(data: IntRange, largest: int) -> None:
+    fits, beyond = _dense(data, 4, largest), _dense(data, 4, largest + 1)
+    assert mma_form(fits, 90) is not None
+    assert mma_form(beyond, 90) is None
+    assert mma_form(beyond, 80) is not None, "nothing is widened where there is an int4 instruction"
+    with pytest.raises(UnsupportedError, match="no schedule rule applies"):
+        select(list(RULES), beyond, cuda(90))
+
+
+# --- Tiles ---------------------------------------------------------------------------------------
+
+
+@st.composite
+def convolutions(draw: st.DrawFn) -> Conv:
+    """Any convolution of a size that a tensor may have, of few enough weights to make quickly."""
+    channels, out = draw(st.integers(1, 2048)), draw(st.integers(1, 2048))
+    groups = draw(st.sampled_from([g for g in (1, 2, 3, 32, channels) if channels % g == 0]))
+    out = -(-out // groups) * groups
+    size = draw(st.integers(1, 224))
+    kernel = draw(st.sampled_from([k for k in (1, 3, 5, 7) if k <= size + 2 * (k // 2)]))
+    batch = draw(st.integers(1, 128))
+    assume(batch * max(channels, out) * (size + 8) ** 2 < 2**29)
+    assume(out * channels // groups * kernel**2 < 2**20)
+    data, bits = draw(st.sampled_from([U4, S4, U8, S8])), draw(st.sampled_from([4, 8]))
+    return Conv(
+        (batch, channels, size, size), out, (kernel, kernel),
+        strides=(draw(st.sampled_from([1, 2])),) * 2, padding=(kernel // 2,) * 4, groups=groups,
+        bits=bits, data=data, result=draw(st.sampled_from([U4, U8])),
+    )  # fmt: skip
+
+
+@given(convolutions())
+@settings(max_examples=50, deadline=None)
+def test_every_layer_has_tiles_that_fit(conv: Conv) -> None:
+    layer = layer_of(conv)
+    for arch in (75, 80, 89, 90):
+        target = cuda(arch)
+        space = RULE.space(layer, target)
+        assert len({tuple(p.values()) for p in space}) == len(space) > 0
+        form, device = mma_form(layer, family_of(target)), device_of(target)
+        assert form is not None
+        for params in space:
+            tile = _tile(params)
+            used = resources(tile, form.family, float(form.products))
+            assert used.shared <= int(target.attrs["max_shared_memory_per_block"])
+            assert 32 <= used.threads <= 1024
+            assert tile.bm % tile.wm == tile.bn % tile.wn == 0
+        costs = RULE.costs(layer, target, space)
+        best = space[int(np.argmin(costs))]
+        assert math.isfinite(min(costs))
+        assert occupancy(_tile(best), device, float(form.products))
+
+
+@pytest.mark.parametrize("arch", [75, 80, 90])
+def test_parameters_survive_a_tuning_log(arch: int) -> None:
+    layer, target = layer_of(OPERANDS["u4 x s4"]), cuda(arch)
+    space = RULE.space(layer, target)
+    predicted = select([RULE], layer, target)
+    assert predicted.source == "predicted"
+    other = next(p for p in space if p != predicted.params)
+    stored = json.loads(json.dumps(other))
+    assert all(type(value) is int for value in stored.values())
+    record = Record(f"sm_{arch}", "signature", RULE.name, stored, 1.0, True)
+    measured = select([RULE], layer, target, record)
+    assert (measured.params, measured.source) == (other, "measured")
+    illegal = replace(record, params=stored | {"bm": 48})
+    assert select([RULE], layer, target, illegal).source == "predicted"
+
+
+def _tile(params: Params) -> Tile:
+    return Tile(*(int(params[name]) for name in tile_space.NAMES))
