@@ -166,7 +166,10 @@ REFUSALS = [
     (lambda d, a: d.update(output="nothing"), "output 'nothing' is no tensor"),
     (lambda d, a: d.update(output=["logits"]), "output .* is no tensor"),
     (drop("input"), "key 'input' is missing"),
-    (lambda d, a: d["input"].update(shape=[3, 0, 4]), "must list sizes of 1 to 2147483647, without"),
+    (
+        lambda d, a: d["input"].update(shape=[3, 0, 4]),
+        "must list sizes of 1 to 2147483647, without",
+    ),
     (lambda d, a: d["input"].update(dtype="float64"), "dtype 'float64'"),
     (
         lambda d, a: d["input"].update(shape=[4, 11, 13]),
