@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tvm_q4.errors import LibraryError
+from tvm_q4.errors import InputError, LibraryError
 from tvm_q4.library.host import check_host, version_note
 from tvm_q4.library.inputs import InputSpec, as_array
 from tvm_q4.library.outputs import store
@@ -18,7 +19,7 @@ ALIGNMENT = 64
 """Bytes to which TVM's generated code may assume that tensors are aligned."""
 
 
-class Backend:
+class Backend(ABC):
     """A library's virtual machine on one device.
 
     Attributes
@@ -39,28 +40,28 @@ class Backend:
         self._vm = virtual_machine(path, metadata, device)
         self._buffers: dict[str, Any] = {}
 
+    @abstractmethod
     def function(self, name: str, *, plain: bool) -> Callable[[Any], Any]:
         """The virtual machine's function ``main`` or ``main_quantized``.
 
         `plain` asks for one that calls each kernel, which instruments can watch.
         """
-        raise NotImplementedError
 
     def call(self, function: Callable[[Any], Any], tensor: Any) -> Any:
         """Result of a function of the virtual machine, with errors that name the library."""
         return function(tensor)
 
+    @abstractmethod
     def owns(self, x: Any) -> bool:
         """Whether `x` is a tensor in the memory of a device, which is used where it lies."""
-        raise NotImplementedError
 
+    @abstractmethod
     def tensor(self, batch: NDArray) -> Any:
         """TVM tensor of one batch of the host's: in place where that can be, else a copy."""
-        raise NotImplementedError
 
+    @abstractmethod
     def run(self, spec: InputSpec, x: Any, out: Any, function: Callable[[str], Any]) -> Any:
         """Run on a tensor that the backend owns; `function` gives the function of a dtype."""
-        raise NotImplementedError
 
     def store(self, result: NDArray, out: Any) -> None:
         """Copy a result to where the user wants it.
@@ -101,6 +102,10 @@ class CpuBackend(Backend):
     def owns(self, x: Any) -> bool:
         """Whether `x` lies on a device: never, all tensors are the host's."""
         return False
+
+    def run(self, spec: InputSpec, x: Any, out: Any, function: Callable[[str], Any]) -> Any:
+        """Refuse: tensors of other devices are not read here."""
+        raise InputError(f"input {spec.name!r} is on a device; this library runs on the CPU")
 
     def tensor(self, batch: NDArray) -> Any:
         """TVM tensor of one batch: in place where alignment allows it, else a copy."""
