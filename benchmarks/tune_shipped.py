@@ -54,6 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
             flush=True,
         )
         _write(options.report, log, rows)
+    if options.tune_only:
+        return 0
     print(f"\n{HEADER}\n{RULE}")
     for row in rows:
         row["whole"] = gain(model_of(row["network"], row["config"]), row["batch"], log, options)
@@ -69,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--configs", type=_names, default=["uniform8", "uniform4"])
     parser.add_argument("--batches", type=lambda t: [int(n) for n in _names(t)], default=[1, 8])
     parser.add_argument("--early-stop", type=int, default=24)
+    parser.add_argument("--tune-only", action="store_true", help="do not time whole networks")
     parser.add_argument("--threads", type=int, help="all physical cores where not given")
     parser.add_argument("--log", type=Path, help="tuning_logs/CPU.jsonl where not given")
     parser.add_argument("--rounds", type=int, default=9, help="turns of each library")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from tvm import relax
 
 from tests import small_network
 from tests.schedules.builders import U8, module, requantized, weights
@@ -97,6 +98,23 @@ def test_halos_count_and_padded_channels_do_not(target) -> None:
     outside = np.ones((7, 8), bool)
     outside[1:-1, 1:-1] = False
     assert (bytes_of["m"][0, outside] == 255).all() and not bytes_of["y"][0, outside].any()
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=["cpu", "cuda"])
+def test_a_linear_layer_may_read_a_tensor_that_was_flattened(target) -> None:
+    rng = np.random.default_rng(2)
+
+    def emit(b, x):
+        pool = {"pool_size": [2, 3], "strides": [1, 1], "padding": [0] * 4}
+        y = requantized(b, b.emit(ops.avg_pool2d(x, name="pool", **pool)), rng, name="pool.out")
+        flat = b.emit(relax.op.reshape(y, (5, 20)))
+        return b.emit(ops.dense(flat, weights(rng, 8, (40, 20)), [0], name="fc"))
+
+    fused = FuseEpilogue(module((5, 20, 2, 3), U8, emit))
+    task = next(t for t in extract_tasks(fused, variants(target)) if t.layer.kind == "dense")
+    assert task.layer.inputs[0].rank == 4
+    case = make_case(task.fused, task.layer)
+    assert case.outputs[0].size >= 5 * 40 and case.matches([y.copy() for y in case.outputs])
 
 
 def test_a_case_survives_its_file(tmp_path: Path) -> None:

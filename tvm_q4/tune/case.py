@@ -82,7 +82,11 @@ def make_case(fused: tvm.IRModule, layer: Layer, seed: int = 0) -> Case:
     """
     rng = np.random.default_rng(seed)
     values = [_random(rng, tensor) for tensor in layer.inputs]
-    result = ReferenceExecutor(fused).run_function(_function_of(fused, layer), values)
+    name = _function_of(fused, layer)
+    # A linear layer may read a 4-dimensional tensor in memory that its function takes as flat.
+    shapes = [[int(d) for d in p.ty.shape] for p in fused[name].params]
+    arguments = [v.reshape(s) for v, s in zip(values, shapes, strict=True)]
+    result = ReferenceExecutor(fused).run_function(name, arguments)
     results = list(result) if isinstance(result, tuple) else [result]
     inputs = [_in_memory(t, v, rng) for t, v in zip(layer.inputs, values, strict=True)]
     outs = [tensor for _, tensor in layer.outputs]
