@@ -6,6 +6,11 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+
+from tvm_q4.turns import Ratio, in_turn, ratio_by_round
+
+__all__ = ["MIN_CALLS", "Ratio", "Round", "median_ms", "ratio", "time_in_turn"]
 
 MIN_CALLS = 5
 """Counted calls of one function in one round, at least."""
@@ -17,19 +22,6 @@ class Round:
 
     wall_ms: float
     cpu_ms: float
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """Ratio of two functions' times, round by round."""
-
-    median: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        """Median and range, as tables print it."""
-        return f"{self.median:.2f} ({self.low:.2f}..{self.high:.2f})"
 
 
 def time_in_turn(
@@ -56,10 +48,9 @@ def time_in_turn(
     """
     counts = {name: _calls_per_turn(call, seconds) for name, call in calls.items()}
     results: dict[str, list[Round]] = {name: [] for name in calls}
-    names = list(calls)
-    for index in range(rounds):
-        for name in names if index % 2 == 0 else reversed(names):
-            results[name].append(_turn(calls[name], counts[name]))
+    turns = {name: partial(_turn, call, counts[name]) for name, call in calls.items()}
+    for name, result in in_turn(turns, rounds):
+        results[name].append(result)
     return results
 
 
@@ -92,8 +83,7 @@ def ratio(ours: list[Round], peer: list[Round], clock: str = "wall_ms") -> Ratio
     clock : {"wall_ms", "cpu_ms"}
         Which time.
     """
-    ratios = [getattr(a, clock) / getattr(b, clock) for a, b in zip(ours, peer, strict=True)]
-    return Ratio(statistics.median(ratios), min(ratios), max(ratios))
+    return ratio_by_round([getattr(r, clock) for r in ours], [getattr(r, clock) for r in peer])
 
 
 def median_ms(rounds: list[Round], clock: str = "wall_ms") -> float:

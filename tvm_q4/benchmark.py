@@ -83,9 +83,7 @@ def bench(
         set_threads(threads)
     lib = library if isinstance(library, Library) else load(library, cuda_graph=cuda_graph)
     x = _input(lib, quantized, seed)
-    lib.invoke(x)
-    function, tensor = lib.function(str(x.dtype)), lib.tensor(x)
-    times = _timer(lib)(function, tensor, warmup, repeats, min_ms)
+    times = call_timer(lib, x)(warmup, repeats, min_ms)
     rows = bench_layers(lib, x, warmup=warmup, repeats=max(5, repeats // 5)) if layers else []
     median = float(np.median(times))
     return {
@@ -100,10 +98,28 @@ def bench(
         "threads": thread_count(),
         "input": str(x.dtype),
         "device": lib.device,
-        "timer": "device events" if _on_gpu(lib) else "wall clock",
+        "timer": timer_name(lib),
         "cuda_graph": lib.cuda_graph,
         "layers": rows,
     }
+
+
+def call_timer(lib: Library, x: NDArray) -> Callable[[int, int, float], NDArray[np.float64]]:
+    """Timer of a library's calls on one batch `x`, which `bench` describes.
+
+    Returns
+    -------
+    callable
+        Of the number of calls first that are not counted, the least number of counted calls, and
+        their least total time in milliseconds; gives the milliseconds of each counted call.
+    """
+    lib.invoke(x)
+    return partial(_timer(lib), lib.function(str(x.dtype)), lib.tensor(x))
+
+
+def timer_name(lib: Library) -> str:
+    """What `bench` reads the time from."""
+    return "device events" if _on_gpu(lib) else "wall clock"
 
 
 def bench_layers(lib: Library, x: NDArray, *, warmup: int, repeats: int) -> list[dict[str, Any]]:
