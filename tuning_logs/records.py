@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from tvm_q4.errors import InputError
+from tvm_q4.tuning_logs.shipped import find_log, shipped_logs
 
 SCHEMA = 1
 _KINDS: dict[str, type] = {
@@ -98,6 +99,11 @@ class Record:
 def read_log(path: str | Path) -> Iterator[Record]:
     """Records of one log; lines that are no records are reported with their number and skipped.
 
+    Parameters
+    ----------
+    path : str or Path
+        A file, or the name of a log that comes with the package (see `shipped`).
+
     Raises
     ------
     InputError
@@ -110,9 +116,11 @@ def read_log(path: str | Path) -> Iterator[Record]:
 def read_lines(path: str | Path) -> Iterator[tuple[str, Record]]:
     """`read_log`, each record with the line that it stands in."""
     try:
-        data = Path(path).read_bytes()
+        data = find_log(path).read_bytes()
     except OSError as error:
         msg = f"tuning log '{path}' cannot be read: {error.strerror}; give a file of JSON lines"
+        if names := shipped_logs():
+            msg += f", or the name of a log that comes with tvm-q4: {', '.join(names)}"
         raise InputError(msg) from None
     found, problems, foreign = 0, 0, ""
     for number, line in enumerate(data.split(b"\n"), start=1):

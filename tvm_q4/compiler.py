@@ -87,7 +87,8 @@ def compile_model(
     image_size : (int, int), optional
         Height and width; the model's own where None.
     tuning_log : sequence of paths
-        Measured records; the fastest checked one of the same arch and layer signature decides a
+        Files of measured records, or names of shipped ones (`tuning_logs.shipped`); the fastest
+        checked record of the same arch and layer signature decides a
         layer's parameters, else the rule's prediction does.
     strict_log : bool
         Demand a record for every layer whose rule has parameters to choose.

@@ -31,7 +31,13 @@ if TYPE_CHECKING:
 )
 @click.option("--batch", type=COUNT, help="Images a run; the model's own where not given.")
 @click.option("--image-size", type=IMAGE_SIZE, help="Height and width of the input in pixels.")
-@click.option("--tuning-log", type=PATH, multiple=True, metavar="FILE", help="Measured records.")
+@click.option(
+    "--tuning-log",
+    type=PATH,
+    multiple=True,
+    metavar="FILE",
+    help="Measured records: a file, or the name of a shipped log.",
+)
 @click.option("--strict-log", is_flag=True, help="A layer without a record is an error.")
 @click.option(
     "--require-integer-only", is_flag=True, help="An operator that stays float is an error."
