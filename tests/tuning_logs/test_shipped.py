@@ -40,7 +40,7 @@ def test_anything_else_is_a_path(folder: Path, log: str) -> None:
 
 
 def test_a_log_that_is_not_there_names_those_that_come_along(folder: Path) -> None:
-    with pytest.raises(InputError, match="come.* with tvm-q4: some_cpu$"):
+    with pytest.raises(InputError, match=r"come.* with tvm-q4: some_cpu$"):
         best_records(["other_cpu"], "some_cpu")
 
 
