@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from tvm_q4.errors import InputError
+from tvm_q4.tuning_logs.published import is_published
 from tvm_q4.tuning_logs.shipped import find_log, shipped_logs
 
 SCHEMA = 1
@@ -68,6 +69,8 @@ class Record:
     again : bool
         Whether it was measured once more because it looked best.
     device, date : str
+    threads : int, optional
+        Of CPU kernels, where the record says it.
     """
 
     arch: str
@@ -81,6 +84,7 @@ class Record:
     again: bool = False
     device: str = ""
     date: str = ""
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         if math.isnan(self.least_us):
@@ -107,7 +111,8 @@ def read_log(path: str | Path) -> Iterator[Record]:
     Raises
     ------
     InputError
-        If the file cannot be read, or holds records of another schema version and none of this one.
+        If the file cannot be read, holds records of another schema version and none of this one, or
+        is a table of published times.
     """
     for _, record in read_lines(path):
         yield record
@@ -115,6 +120,9 @@ def read_log(path: str | Path) -> Iterator[Record]:
 
 def read_lines(path: str | Path) -> Iterator[tuple[str, Record]]:
     """`read_log`, each record with the line that it stands in."""
+    if is_published(path):
+        msg = f"'{path}' holds published times, which no kernel can be compiled from"
+        raise InputError(f"{msg}; it is for latency, compile takes logs of tune")
     try:
         data = find_log(path).read_bytes()
     except OSError as error:
@@ -180,6 +188,7 @@ def parse_line(line: bytes) -> Record:
         float(statistics.median(times)), entry["checked"], float(min(times)),
         float(min(entry["start_us"])) if "start_us" in entry else None,
         entry.get("again") is True, entry["device"], entry["date"],
+        entry["threads"] if type(entry.get("threads")) is int else None,
     )  # fmt: skip
 
 

@@ -1,19 +1,17 @@
-"""The latency half of a layer table: each layer's time at 8 and at 4 bits, from a log or predicted.
+"""The latency half of a layer table: each layer's time by precision, and what lies between layers.
 
-A measured time is the least of a record's samples, as tuning compares them: what other processes
-add is not the layer's. A sum of layers says too much for mixed precision: where neighbours differ
-in bits, a tensor is requantized once more, and kernels do not run alone. `plan` optimises the sum
-all the same; `compare` measures whole networks.
+Layers do not add up in a mixed network: where a tensor is read at other bits than its producer
+has, the producer's kernel requantizes once more, or writes two results. The table says what each
+such boundary costs, so that a plan's latency is the sum of its layers, of the boundaries that it
+has, and of the rest. That sum is exact as long as a kernel depends on its own bits and on those of
+its readers only. It is not where a layer has several groups of readers that leave its bits together
+(each is seen alone), nor does it hold what kernels do to each other (caches, clocks): `compare`
+measures whole networks.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-import re
-import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,30 +20,15 @@ from tvm.target import Target
 
 from tvm_q4.cuda_target import CudaTarget
 from tvm_q4.errors import InputError, TargetError
-from tvm_q4.meta import model_meta
-from tvm_q4.relay_passes.lower_to_tir import LoweredCall
-from tvm_q4.relay_passes.pipeline import to_fused, to_integer, to_kernels
+from tvm_q4.latencies import alternation
+from tvm_q4.latencies.logs import Sources
+from tvm_q4.latencies.models import Network, Networks, check_same_layers
+from tvm_q4.latencies.network import Kernels
+from tvm_q4.latencies.timing import Timer
+from tvm_q4.layer_table import PRECISIONS, Boundary, LayerRow, LayerTable
+from tvm_q4.progress import ProgressBar
 from tvm_q4.targets import as_target, target_arch
-from tvm_q4.tuning_logs.records import Record, best_records
-from tvm_q4.variants import Variant, variants
-
-FORMAT, VERSION = "tvm-q4/layer-table", 1
-_NOMINAL_MHZ = 3000.0
-"""Cycles of a microsecond where no record tells how fast a CPU is."""
-
-_SHIFTS = re.compile(r"\bhigh\d+(,\d+)*")
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Timed:
-    """A layer at one precision."""
-
-    params: int
-    macs: int
-    ms: float
-    source: str
+from tvm_q4.variants import variants
 
 
 def latency(
@@ -58,8 +41,9 @@ def latency(
     quantized: Mapping[int, str | Path | tvm.IRModule] | None = None,
     seed: int = 0,
     output: str | Path | None = None,
+    choices: Sequence[str] = ("4", "8"),
 ) -> dict[str, Any]:
-    """Times of a network's layers at 8 and at 4 bits, as a layer table.
+    """Times of a network's layers at each precision, as a layer table.
 
     Parameters
     ----------
@@ -69,160 +53,129 @@ def latency(
     target : str, tvm.target.Target or CudaTarget
         As for `tvm_q4.compile`; one arch.
     log : sequence of paths
-        Tuning logs.
+        Tuning logs, and tables of published times (`tvm_q4.tuning_logs.published`); names of those
+        that come with the package will do.
     batch, image_size
         As for `tvm_q4.load_model`.
     quantized : mapping of int to path or module, optional
-        The model at 8 or at 4 bits as it is deployed, to take in place of one made here.
+        The model at 8 or at 4 bits as it is deployed, to take in place of one made here. Boundaries
+        are not known then, since they take models of mixed bits.
     seed : int
     output : path, optional
         File for the table.
+    choices : sequence of str
+        Precisions: "4" and "8", which are always there, and "w4a8" (weights of 4 bits, activations
+        of 8) where wanted.
 
     Returns
     -------
     dict
-        A layer table: ``format``, ``version``, ``network``, ``batch``, ``target``, and ``layers``
-        with ``name``, ``params``, ``macs`` (of one image), ``latency_ms`` and ``source`` by bits.
-        A source is "measured", "measured, like kernel" (a record of a kernel that differs in
-        shift amounts only), or "predicted".
+        A layer table: ``format``, ``version``, ``network``, ``batch``, ``target``;
+
+        * ``layers`` with ``name``, ``params``, ``macs`` (of one image), ``latency_ms`` and
+          ``source`` by precision. Layers that the model of 4 bits keeps at 8 (the first convolution
+          and the last linear layer) are ``fixed`` and have times at 8 only.
+        * ``boundaries``: ``from`` a layer ``to`` those that read its result, ``latency_ms`` that
+          its kernels take longer at ``"8-4"`` and ``"4-8"`` (its activation bits, then theirs).
+          What fixed readers cost is part of the layer's own time.
+        * ``rest_ms`` and ``rest_source``: kernels that are no such layer, at 8 bits.
+        * ``tied``: layers that read one quantized tensor.
+        * ``obtained``: what the times come from: ``source``, ``device``, ``log``, ``threads``, and
+          the first and last date.
+
+        A source is "measured"; "measured, like kernel" (a record of a kernel that differs in shift
+        amounts or in the halo of the residual only); "published", or "published, kernel alone";
+        "predicted"; and for boundaries "predicted, scaled": a difference of predictions, as the
+        layer's measured time is to its predicted one.
 
     Raises
     ------
     InputError
-        If the model is quantized, or the two models do not have the same layers.
+        If the model is quantized, a choice is unknown, or the models do not have the same layers.
     TargetError
         If the target has kernels of several families.
     """
+    _check_choices(choices)
     resolved = as_target(target)
     found = variants(resolved)
     if len(found) > 1:
         msg = f"{resolved} has kernels of {len(found)} families; a layer table needs one arch"
         raise TargetError(f"{msg}, such as cuda:sm_{found[0].family}")
-    records = best_records(log, target_arch(found[0].target))
-    modules = _modules(model, dict(quantized or {}), batch, image_size, seed)
-    calls = {bits: _calls(mod, found[0], records) for bits, mod in modules.items()}
-    scale = _us_of_prediction([*calls[4], *calls[8]], found[0].target, records)
-    timed = {
-        bits: {c.layer.name: _time(c, found[0].target, records, scale) for c in some}
-        for bits, some in calls.items()
-    }
-    table = {
-        "format": FORMAT,
-        "version": VERSION,
-        "network": model_meta(modules[8]).get("name", str(model)).partition("@")[0],
-        "batch": int(modules[8]["main"].params[0].ty.shape[0]),
-        "target": str(target),
-        "layers": _rows(timed),
-    }
+    (variant,) = found
+    arch = target_arch(variant.target)
+    sources = Sources(log, arch)
+    given = dict(quantized or {})
+    options: dict[str, Any] = {"batch": batch, "image_size": image_size, "seed": seed}
+    networks = Networks(model, given, variant, sources.exact.get, **options)
+    wanted = {*choices, "4", "8"}
+    uniform = {key: networks.at(key) for key in PRECISIONS if key in wanted}
+    check_same_layers(list(uniform.values()))
+    eight = uniform["8"]
+    calls = [call for n in uniform.values() for k in n.kernels.values() for call in k.all]
+    timer = Timer(variant.target, eight.name, sources, sources.published(eight.batch), calls)
+    fixed = {name for name, k in uniform["4"].kernels.items() if _weight_bits(k) == 8}
+    rest, rest_source = timer.total(call for k in eight.kernels.values() for call in k.rest)
+    layers = tuple(_row(name, uniform, name in fixed, timer) for name in eight.kernels)
+    pairs = () if given else tuple(_boundaries(networks, uniform, fixed, timer))
+    tied = tuple(group for group in eight.readers.groups if len(group) > 1)
+    facts = {"rest_source": rest_source, "obtained": timer.obtained()}
+    table = LayerTable(layers, tied, pairs, rest / 1e3, eight.name, eight.batch, str(target), facts)
     if output is not None:
-        _write(table, Path(output))
-    return table
+        table.write(output)
+    return table.to_dict()
 
 
-def _modules(
-    model: str | Path,
-    given: dict[int, str | Path | tvm.IRModule],
-    batch: int | None,
-    image_size: tuple[int, int] | None,
-    seed: int,
-) -> dict[int, tvm.IRModule]:
-    """The model at 8 and at 4 bits, of the integer stage."""
-    from tvm_q4.frontend import load_model
-
-    unknown = set(given) - {4, 8}
-    if unknown:
-        raise InputError(f"there are models of 4 and of 8 bits, not of {min(unknown)}")
-    options: dict[str, Any] = {"batch": batch, "image_size": image_size}
-    out = {}
-    for bits, source in given.items():
-        if not isinstance(source, tvm.IRModule):
-            source = load_model(source, require_quantized=True, seed=seed, **options)
-        out[bits] = to_integer(source)
-    if len(out) < 2:
-        from tvm_q4.quantize import quantize_at_random
-
-        for bits in {4, 8} - set(out):
-            out[bits] = to_integer(quantize_at_random(model, bits, seed=seed, **options))
-    return out
+def _check_choices(choices: Sequence[str]) -> None:
+    for choice in choices:
+        if choice not in PRECISIONS:
+            raise InputError(f"choice {choice!r} is unknown; choose of {', '.join(PRECISIONS)}")
 
 
-def _calls(mod: tvm.IRModule, variant: Variant, records: dict[str, Record]) -> list[LoweredCall]:
-    """The layers of a module with the parameters that compile would choose."""
-    lowered = to_kernels(to_fused(mod), variant.target, variant.rules, records.get)
-    return [c for c in lowered.calls if c.layer.kind in ("conv2d", "dense")]
+def _weight_bits(kernels: Kernels) -> int:
+    return int(kernels.own.layer.ops[0].attrs["weight_bits"])
 
 
-def _time(call: LoweredCall, target: Target, records: dict[str, Record], scale: float) -> _Timed:
-    """A layer's time; `scale` is the microseconds of a unit of predicted cost."""
-    record = _record(call, records)
-    weight = call.layer.ops[0].params["weight"]
-    pixels = call.layer.shape[2] * call.layer.shape[3]
-    if record is None:
-        us, source = _predicted(call, target) * scale, "predicted"
-    else:
-        exact = record.signature == call.signature
-        us, source = record.least_us, "measured" if exact else "measured, like kernel"
-    return _Timed(weight.size, weight.size * pixels, us / 1e3, source)
+def _row(name: str, uniform: Mapping[str, Network], fixed: bool, timer: Timer) -> LayerRow:
+    """A layer's kernel, and what its bits change in kernels that belong to it."""
+    eight = uniform["8"].kernels[name]
+    layer = eight.own.layer
+    size = layer.ops[0].params["weight"].size
+    times, source = {}, {}
+    for key, network in uniform.items():
+        if fixed and key != "8":
+            continue
+        kernels = network.kernels[name]
+        us, source[key] = timer.time(kernels.own)
+        if kernels.rest and key != "8":
+            us += timer.total(kernels.rest)[0] - timer.total(eight.rest)[0]
+        times[key] = max(us, 0.0) / 1e3
+    macs = size * layer.shape[2] * layer.shape[3]
+    return LayerRow(name, size, macs, {}, times, source, 8 if fixed else None)
 
 
-def _record(call: LoweredCall, records: dict[str, Record]) -> Record | None:
-    """The record of a layer's kernel, or of one that differs in the amounts of shifts only."""
-    if call.signature in records:
-        return records[call.signature]
-    kind = _SHIFTS.sub("high", call.signature)
-    alike = (r for s, r in records.items() if _SHIFTS.sub("high", s) == kind)
-    return min(alike, key=lambda r: r.least_us, default=None)
-
-
-def _predicted(call: LoweredCall, target: Target) -> float:
-    return call.choice.rule.predict(call.layer, target, call.choice.params)
-
-
-def _us_of_prediction(
-    calls: Sequence[LoweredCall], target: Target, records: dict[str, Record]
-) -> float:
-    """Microseconds of a unit of predicted cost: on CPUs those are cycles, of unknown length."""
-    if target.kind.name == "cuda":
-        return 1.0
-    ratios = [
-        records[c.signature].least_us / _predicted(c, target)
-        for c in calls
-        if c.signature in records
-    ]
-    if ratios:
-        return statistics.median(ratios)
-    logger.warning(
-        "no layer is in the log; predicted times assume one core at %.0f MHz", _NOMINAL_MHZ
-    )
-    return 1 / _NOMINAL_MHZ
-
-
-def _rows(timed: dict[int, dict[str, _Timed]]) -> list[dict[str, Any]]:
-    eight, four = timed[8], timed[4]
-    different = set(eight) ^ set(four)
-    if different:
-        name = min(different)
-        raise InputError(
-            f"layer {name!r} is in one of the models of 4 and 8 bits only; give the same network"
-        )
-    return [
-        {
-            "name": name,
-            "params": eight[name].params,
-            "macs": eight[name].macs,
-            "latency_ms": {"4": four[name].ms, "8": eight[name].ms},
-            "source": {"4": four[name].source, "8": eight[name].source},
-        }
-        for name in eight
-    ]
-
-
-def _write(table: dict[str, Any], path: Path) -> None:
-    """Write through a temporary name, so that nobody reads half a table."""
-    new = path.with_name(f".{path.name}.new")
-    try:
-        new.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
-        new.replace(path)
-    except OSError as error:
-        new.unlink(missing_ok=True)
-        raise InputError(f"table '{path}' cannot be written: {error.strerror}") from None
+def _boundaries(
+    networks: Networks, uniform: Mapping[str, Network], fixed: set[str], timer: Timer
+) -> Iterator[Boundary]:
+    """What every boundary costs, from networks whose bits alternate."""
+    groups = uniform["8"].readers.groups
+    places = alternation.boundaries(groups, uniform["8"].readers.after, fixed)
+    configs = alternation.alternating(len(groups), places)
+    made = [uniform["8"], uniform["4"]]
+    with ProgressBar("mixed networks", len(configs) - 2) as progress:
+        for bits in configs[2:]:
+            pairs = zip(groups, bits, strict=True)
+            free = {name: b for group, b in pairs if not fixed & set(group) for name in group}
+            made.append(networks.mixed(free))
+            progress.advance()
+    for place in places:
+        times, source = {}, {}
+        for own, other in alternation.directions(place):
+            seen = next(
+                network
+                for network, bits in zip(made, configs, strict=True)
+                if alternation.shows(bits, place, (own, other))
+            )
+            old = uniform[str(own)].kernels[place.producer]
+            us, why = timer.change(seen.kernels[place.producer], old)
+            times[f"{own}-{other}"], source[f"{own}-{other}"] = us / 1e3, why
+        yield Boundary(place.producer, groups[place.readers], times, source)

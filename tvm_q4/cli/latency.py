@@ -24,19 +24,42 @@ if TYPE_CHECKING:
 )
 @click.argument("model")
 @click.option("--target", default="llvm", show_default=True, help="As for compile; one arch.")
-@click.option("--log", type=PATH, multiple=True, metavar="FILE", help="Tuning log with records.")
+@click.option(
+    "--log",
+    multiple=True,
+    metavar="FILE",
+    help="Tuning log, or table of published times; hawq-v3-t4 comes with tvm-q4.",
+)
 @click.option("--batch", type=COUNT, help="Images a run; the model's own where not given.")
 @click.option("--image-size", type=IMAGE_SIZE, help="Height and width of the input in pixels.")
 @click.option("--at8", metavar="MODEL", help="The model at 8 bits; made here where not given.")
 @click.option("--at4", metavar="MODEL", help="The model at 4 bits; made here where not given.")
+@click.option(
+    "--choices",
+    default="4,8",
+    show_default=True,
+    metavar="LIST",
+    help="Precisions, of 4, 8 and w4a8; 4 and 8 are always told.",
+)
 @click.option("-o", "--output", type=PATH, metavar="TABLE.json", help="Layer table to write.")
 def command(
-    options: Options, *, model: str, at8: str | None, at4: str | None, **arguments: Any
+    options: Options,
+    *,
+    model: str,
+    at8: str | None,
+    at4: str | None,
+    choices: str,
+    **arguments: Any,
 ) -> None:
-    """Tell each layer's time at 8 and at 4 bits: measured where a log has it, else predicted."""
+    """Tell each layer's time at 8 and at 4 bits: measured where a log has it, else predicted.
+
+    The table also says what boundaries between layers of different bits cost, which takes two more
+    networks of mixed bits (none where --at8 or --at4 gives a model).
+    """
     import tvm_q4
 
     quantized = {bits: path for bits, path in ((8, at8), (4, at4)) if path is not None}
+    arguments["choices"] = [choice.strip() for choice in choices.split(",")]
     table = tvm_q4.latency(model, quantized=quantized, seed=options.seed, **arguments)
     options.emit(table, lambda console: _show(console, table, arguments["output"]))
 
@@ -44,16 +67,24 @@ def command(
 def _show(console: Console, table: dict[str, Any], output: Path | None) -> None:
     from rich.table import Table
 
+    keys = [key for key in ("8", "4", "w4a8") if any(key in r["source"] for r in table["layers"])]
     rows = Table(box=None, padding=(0, 2, 0, 0))
     rows.add_column("layer")
-    for name in ("ms at 8", "ms at 4", "gain"):
+    for name in (*(f"ms at {key}" for key in keys), "gain"):
         rows.add_column(name, justify="right")
-    rows.add_column("source at 8, at 4")
+    rows.add_column(f"source at {', '.join(keys)}")
     for layer in table["layers"]:
-        eight, four = layer["latency_ms"]["8"], layer["latency_ms"]["4"]
-        source = f"{layer['source']['8']}, {layer['source']['4']}"
-        rows.add_row(layer["name"], f"{eight:.4f}", f"{four:.4f}", f"{eight / four:.2f}x", source)
+        ms, sources = layer["latency_ms"], dict.fromkeys(layer["source"].values())
+        times = [f"{ms[key]:.4f}" if key in ms else "" for key in keys]
+        gain = f"{ms['8'] / ms['4']:.2f}x" if ms.get("4") else ""
+        rows.add_row(layer["name"], *times, gain, ", ".join(sources))
     console.print(rows)
+    boundaries = [ms for b in table.get("boundaries", []) for ms in b["latency_ms"].values()]
+    if boundaries:
+        low, high = min(boundaries), max(boundaries)
+        text = f"{len(boundaries)} boundaries between 8 and 4 bits: {low:+.4f} to {high:+.4f} ms"
+        console.print(f"{text} each", soft_wrap=True)
+    console.print(f"all else: {table['rest_ms']:.4f} ms, {table['rest_source']}", soft_wrap=True)
     counts = Counter(source for layer in table["layers"] for source in layer["source"].values())
     text = ", ".join(f"{count} {source}" for source, count in counts.most_common())
     where = f"; written to {output}" if output is not None else ""
