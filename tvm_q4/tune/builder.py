@@ -18,6 +18,13 @@ from tvm_q4.tune.workers import Failure, Pool
 BUILD_LIMIT_S = 120.0
 
 
+def usable_cpus() -> int:
+    """CPUs that this process may run on, at most 8: builds at a time."""
+    if hasattr(os, "sched_getaffinity"):
+        return min(8, len(os.sched_getaffinity(0)))
+    return min(8, os.cpu_count() or 1)
+
+
 class Builder:
     """Builds candidates side by side; a context that ends its processes.
 
@@ -26,7 +33,7 @@ class Builder:
     folder : Path
         Where kernels go, one folder each.
     workers : int, optional
-        Processes; where None, one for each of this machine's CPUs, at most 8.
+        Processes; `usable_cpus` where None.
     limit_s : float
         Seconds that one candidate may take.
     """
@@ -35,7 +42,7 @@ class Builder:
         self, folder: Path, workers: int | None = None, limit_s: float = BUILD_LIMIT_S
     ) -> None:
         self._folder, self._limit_s = folder, limit_s
-        self._pool = Pool(workers or min(8, os.cpu_count() or 1), [build_job.__name__])
+        self._pool = Pool(workers or usable_cpus(), [build_job.__name__])
         self._numbers = itertools.count()
         self._task_files: dict[Task, str] = {}
 

@@ -94,6 +94,15 @@ def make_case(fused: tvm.IRModule, layer: Layer, seed: int = 0) -> Case:
     return Case(inputs, expected, [_mask(t) for t in outs])
 
 
+def reference_values(
+    fused: tvm.IRModule, layer: Layer, rng: np.random.Generator
+) -> tuple[list[NDArray], list[NDArray]]:
+    """Random logical inputs of a layer, and the reference executor's logical outputs."""
+    values = [_random(rng, tensor) for tensor in layer.inputs]
+    result = ReferenceExecutor(fused).run_function(_function_of(fused, layer), values)
+    return values, list(result) if isinstance(result, tuple) else [result]
+
+
 def _function_of(fused: tvm.IRModule, layer: Layer) -> str:
     """Name of the function that a layer was read from: their first operators have one name."""
     for gvar, func in fused.functions_items():

@@ -100,8 +100,12 @@ def measure(
     all of them. Before each sample the kernel runs once uncounted.
     """
     inputs = [tvm.runtime.tensor(array, device) for array in case.inputs]
-    runs = [_Run(kernel, case, inputs, device, load) for kernel in kernels]
-    exact = [case.matches(run.outputs_of_a_call()) for run in runs]
+    return time_in_turn([Run(kernel, case, inputs, device, load) for kernel in kernels], timing)
+
+
+def time_in_turn(runs: Sequence[Run], timing: Timing) -> list[Sample]:
+    """Check loaded kernels, then time them round by round."""
+    exact = [run.is_exact() for run in runs]
     for run in runs:
         run.calibrate(timing.burst_ms)
     times: list[list[float]] = [[] for _ in runs]
@@ -112,13 +116,14 @@ def measure(
     return [Sample(tuple(t), ok) for t, ok in zip(times, exact, strict=True)]
 
 
-class _Run:
-    """A loaded kernel with its arguments on the device."""
+class Run:
+    """A loaded kernel with its arguments on the device; `inputs` are the case's, there already."""
 
     def __init__(
         self, kernel: Kernel, case: Case, inputs: list[Any], device: Any, load: Load
     ) -> None:
         facts = kernel.facts()
+        self._case = case
         self._module, self._symbol, self._device = load(kernel.library), facts["symbol"], device
         self._outputs = [tvm.runtime.tensor(np.zeros_like(y), device) for y in case.outputs]
         constants = [tvm.runtime.tensor(array, device) for array in kernel.constants()]
@@ -126,11 +131,11 @@ class _Run:
         self._arguments = [*inputs, *constants, *scratch, *self._outputs]
         self._evaluate: Any = None
 
-    def outputs_of_a_call(self) -> list[np.ndarray]:
-        """What the kernel makes of the case's inputs."""
+    def is_exact(self) -> bool:
+        """Whether a call on the case's inputs gives its outputs."""
         self._module[self._symbol](*self._arguments)
         self._device.sync()
-        return [tensor.numpy() for tensor in self._outputs]
+        return self._case.matches([tensor.numpy() for tensor in self._outputs])
 
     def calibrate(self, burst_ms: float) -> None:
         """Choose how many calls make a sample."""
