@@ -25,6 +25,7 @@ from tvm_q4.errors import (
 
 if TYPE_CHECKING:
     from tvm_q4.benchmark import bench
+    from tvm_q4.comparing import compare
     from tvm_q4.compiler import compile_model as compile
     from tvm_q4.environment import doctor
     from tvm_q4.evaluation import evaluate
@@ -33,7 +34,9 @@ if TYPE_CHECKING:
     from tvm_q4.inspection import inspect
     from tvm_q4.layer_latency import latency
     from tvm_q4.library import Library, load
+    from tvm_q4.planning.workflow import plan
     from tvm_q4.quantize import quantize_model
+    from tvm_q4.sensitivities import sensitivity
     from tvm_q4.tune import tune_model
     from tvm_q4.verification import verify
 
@@ -48,6 +51,7 @@ __all__ = [
     "TargetError",
     "UnsupportedError",
     "bench",
+    "compare",
     "compile",
     "doctor",
     "evaluate",
@@ -55,8 +59,10 @@ __all__ = [
     "latency",
     "load",
     "load_model",
+    "plan",
     "quantize_model",
     "run",
+    "sensitivity",
     "tune_model",
     "verify",
 ]
@@ -68,6 +74,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "Library": ("tvm_q4.library", "Library"),
     "bench": ("tvm_q4.benchmark", "bench"),
+    "compare": ("tvm_q4.comparing.workflow", "compare"),
     "compile": ("tvm_q4.compiler", "compile_model"),
     "doctor": ("tvm_q4.environment", "doctor"),
     "evaluate": ("tvm_q4.evaluation", "evaluate"),
@@ -75,8 +82,10 @@ _LAZY = {
     "latency": ("tvm_q4.layer_latency", "latency"),
     "load": ("tvm_q4.library", "load"),
     "load_model": ("tvm_q4.frontend", "load_model"),
+    "plan": ("tvm_q4.planning.workflow", "plan"),
     "quantize_model": ("tvm_q4.quantize", "quantize_model"),
     "run": ("tvm_q4.inference", "run_file"),
+    "sensitivity": ("tvm_q4.sensitivities", "sensitivity"),
     "tune_model": ("tvm_q4.tune.workflow", "tune_model"),
     "verify": ("tvm_q4.verification", "verify"),
 }

@@ -152,7 +152,7 @@ BAD = {
     "missing data": ({"calibrate": "none.npz"}, "'none.npz' does not exist"),
     "images of another size": ({"calibrate": "{folder}/wide.npz"}, "wide.npz"),
     "inputs of another size": ({"calibrate": "{folder}/floats.npz"}, "x float32 [24, 3, 7, 7]"),
-    "too few images": ({"samples": 25}, "has 24 images, calibration takes 25"),
+    "too few images": ({"samples": 25}, "has 24 images, samples is 25"),
     "another suffix": ({"output": "{out}/q.onnx"}, "must end in .pt2"),
     "a folder that is not there": ({"output": "{out}/no/q.pt2"}, "no' does not exist; make it"),
     "training options": ({"epochs": 3}, "--epochs is for training; give --train DATA"),

@@ -24,7 +24,10 @@ VERBS = (
     "bench",
     "inspect",
     "tune",
+    "sensitivity",
     "latency",
+    "plan",
+    "compare",
     "doctor",
 )
 BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 2, 130, 141

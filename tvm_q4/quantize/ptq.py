@@ -100,16 +100,11 @@ def quantize_ptq(
         If the model has nothing to quantize.
     """
     _check_options(equalize, rounding, rounding_options)
-    weight = _choice(WEIGHT_OBSERVERS, weight_observer, "weight_observer")
-    activation = _choice(ACTIVATION_OBSERVERS, activation_observer, "activation_observer")
-    quantizer = Q4Quantizer(
-        load_bit_config(config),
-        SwitchableQuantizer.with_args(observer=weight),
-        SwitchableQuantizer.with_args(observer=activation),
-        residual_bits,
-    )
     example_inputs = dynamic_example(model, example_inputs)
-    prepared = prepare_pt2e(capture(model, example_inputs), quantizer)
+    prepared = prepare_ptq(
+        model, example_inputs, config, weight_observer=weight_observer,
+        activation_observer=activation_observer, residual_bits=residual_bits,
+    )  # fmt: skip
     refined = bias_correction or rounding == "adaround"
     if equalize or refined:
         images = _joined(calibration_batches)
@@ -124,6 +119,40 @@ def quantize_ptq(
             progress=progress,
         )  # fmt: skip
     return convert(prepared, example_inputs)
+
+
+def prepare_ptq(
+    model: nn.Module | ExportedProgram,
+    example_inputs: tuple[Tensor, ...],
+    config: BitConfig | str,
+    *,
+    weight_observer: str = "mse",
+    activation_observer: str = "mse",
+    residual_bits: int = 8,
+) -> GraphModule:
+    """Return the float network, batch normalisation folded, with quantizers that observe.
+
+    Parameters
+    ----------
+    model, config, weight_observer, activation_observer, residual_bits
+        As in `quantize_ptq`.
+    example_inputs : tuple of Tensor
+        Likewise; through `dynamic_example` where `model` is a module.
+
+    Returns
+    -------
+    GraphModule
+        Its quantizers are `SwitchableQuantizer`.
+    """
+    weight = _choice(WEIGHT_OBSERVERS, weight_observer, "weight_observer")
+    activation = _choice(ACTIVATION_OBSERVERS, activation_observer, "activation_observer")
+    quantizer = Q4Quantizer(
+        load_bit_config(config),
+        SwitchableQuantizer.with_args(observer=weight),
+        SwitchableQuantizer.with_args(observer=activation),
+        residual_bits,
+    )
+    return prepare_pt2e(capture(model, example_inputs), quantizer)
 
 
 def _check_options(equalize: object, rounding: object, options: AdaRoundOptions | None) -> None:

@@ -8,23 +8,21 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from tvm_q4.data import Dataset, open_data
+from tvm_q4.data import open_data
 from tvm_q4.errors import InputError
 from tvm_q4.inspection import inspect
 from tvm_q4.quantize.config import BitConfig, load_bit_config
-from tvm_q4.quantize.float_model import FloatModel, load_float_model
+from tvm_q4.quantize.float_model import load_float_model
 from tvm_q4.quantize.program import save_program
 from tvm_q4.quantize.ptq import quantize_ptq
 from tvm_q4.quantize.qat import Method
+from tvm_q4.quantize.samples import batch_size_of, checked_count, in_batches, spread
 from tvm_q4.quantize.training import EpochResult, TrainingOptions, train_qat
+from tvm_q4.quantize.training.checkpoint import checkpoint_path
 from tvm_q4.quantize.training.distributed import is_main_process
 from tvm_q4.transforms import Transform
-
-CHECKPOINT = "checkpoint.pt"
 
 
 def quantize_model(
@@ -106,11 +104,12 @@ def quantize_model(
     bits = load_bit_config(config)
     _check_way(train, post_training, training)
     source = load_float_model(model, seed)
-    batch_size = _batch_size(source, batch_size)
+    batch_size = batch_size_of(source, batch_size)
     chosen = transform if transform is not None else source.metadata.get("transform")
     images = open_data(calibrate, source.input, transform=chosen, classes=classes)
-    samples = _checked_samples(samples, images, source, calibrate)
-    batches = _calibration_batches(images, samples, batch_size)
+    samples = checked_count(samples, images, source, calibrate, "samples")
+    index = spread(samples, images.count)
+    batches = [torch.from_numpy(images.take(part)) for part in in_batches(index, batch_size)]
     history: list[EpochResult] | None = None
     checkpoint: Path | None = None
     if train is None:
@@ -121,7 +120,7 @@ def quantize_model(
     else:
         labelled = open_data(train, source.input, transform=chosen, classes=classes)
         options = replace(training or TrainingOptions(), batch_size=batch_size, seed=seed)
-        checkpoint = _checkpoint_path(output, workdir)
+        checkpoint = checkpoint_path(output, workdir)
         program, history = train_qat(
             source.program, source.example, batches, labelled, bits, options, method=method,
             residual_bits=residual_bits, checkpoint=checkpoint, progress=progress,
@@ -171,39 +170,3 @@ def _check_way(
         raise InputError(f"{names}: for post-training quantization only; leave out with train data")
     if train is None and training is not None:
         raise InputError("training options are given, but no train data; give labelled images")
-
-
-def _batch_size(source: FloatModel, wanted: int) -> int:
-    if wanted < 1:
-        raise InputError(f"batch_size is {wanted}; it must be at least 1")
-    return source.batch or wanted
-
-
-def _checked_samples(samples: int, images: Dataset, source: FloatModel, where: str | Path) -> int:
-    """Return how many images calibrate: whole batches only where the model has a fixed one."""
-    if samples < 1:
-        raise InputError(f"samples is {samples}; it must be at least 1")
-    if images.count < samples:
-        msg = f"data '{where}' has {images.count} images, calibration takes {samples}"
-        raise InputError(f"{msg}; give more images, or a smaller number of samples")
-    if source.batch is None:
-        return samples
-    if samples < source.batch:
-        msg = f"samples is {samples}, but the model takes batches of {source.batch} only"
-        raise InputError(f"{msg}; use as many samples, or export it with a dynamic batch")
-    return samples - samples % source.batch
-
-
-def _calibration_batches(images: Dataset, samples: int, size: int) -> list[Tensor]:
-    """Return images spread evenly over the data, whose order may go by class."""
-    index = np.arange(samples) * images.count // samples
-    parts = (index[start : start + size] for start in range(0, samples, size))
-    return [torch.from_numpy(images.take(part)) for part in parts]
-
-
-def _checkpoint_path(output: Path, workdir: str | Path | None) -> Path:
-    if workdir is None:
-        return output.with_name(f"{output.stem}.{CHECKPOINT}")
-    folder = Path(workdir)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / CHECKPOINT

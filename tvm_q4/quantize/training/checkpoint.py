@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tvm_q4.errors import InputError
 
 FORMAT, VERSION = "tvm-q4/training-checkpoint", 1
+_FILE = "checkpoint.pt"
+
+
+def checkpoint_path(output: Path, workdir: str | Path | None) -> Path:
+    """Return the checkpoint's path: in `workdir`, which is made, else beside the output."""
+    if workdir is None:
+        return output.with_name(f"{output.stem}.{_FILE}")
+    folder = Path(workdir)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / _FILE
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return a hash of tensors and their names, by which settings tell models and data apart."""
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        found.update(name.encode())
+        found.update(tensors[name].detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 def save_checkpoint(path: Path, settings: Mapping[str, Any], state: Mapping[str, Any]) -> None:

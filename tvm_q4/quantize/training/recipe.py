@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
@@ -17,6 +17,7 @@ from tvm_q4.errors import InputError
 from tvm_q4.quantize.config import BitConfig, load_bit_config
 from tvm_q4.quantize.ptq import capture, convert, dynamic_example
 from tvm_q4.quantize.qat import Method, freeze_batch_norm, prepare_qat
+from tvm_q4.quantize.training.checkpoint import digest
 from tvm_q4.quantize.training.options import TrainingOptions
 from tvm_q4.quantize.training.trainer import EpochResult, train
 
@@ -79,9 +80,10 @@ def train_qat(
         method=method, batch_norm=batch_norm, residual_bits=residual_bits,
     )  # fmt: skip
     teacher = capture(model, example_inputs)
-    _check_labels(teacher, example_inputs, train_data)
+    check_labels(teacher, example_inputs, train_data.labels, "the training data")
+    state = model.state_dict() if isinstance(model, nn.Module) else model.state_dict
     settings = {
-        "model": _digest(model),
+        "model": digest(state),
         "config": config.to_dict(),
         "method": method,
         "batch_norm": batch_norm,
@@ -100,25 +102,31 @@ def train_qat(
     return convert(prepared, example_inputs), history
 
 
-def _check_labels(teacher: GraphModule, example_inputs: tuple[Tensor, ...], data: Dataset) -> None:
+def check_labels(
+    network: GraphModule, example_inputs: tuple[Tensor, ...], labels: NDArray | None, where: str
+) -> None:
+    """Refuse a network that is no classifier, and labels beyond its classes.
+
+    Parameters
+    ----------
+    network : GraphModule
+    example_inputs : tuple of Tensor
+        A batch that it takes.
+    labels : int64 ndarray [N] or None
+    where : str
+        What has the labels, for error messages.
+
+    Raises
+    ------
+    InputError
+        If the output is not [N, classes] or a label is too large.
+    """
     with torch.no_grad():
-        logits = teacher(*example_inputs)
+        logits = network(*example_inputs)
     if not isinstance(logits, Tensor) or logits.ndim != 2:
-        msg = "the network's output is not [N, classes]; only classifiers can be trained"
+        msg = "the network's output is not [N, classes]; only classifiers have labels"
         raise InputError(msg)
     classes = logits.shape[1]
-    if data.labels is not None and data.labels.max() >= classes:
-        msg = f"label {data.labels.max()} of the training data is not among the network's {classes}"
+    if labels is not None and labels.max() >= classes:
+        msg = f"label {labels.max()} of {where} is not among the network's {classes}"
         raise InputError(f"{msg} classes (0..{classes - 1})")
-
-
-def _digest(model: nn.Module | ExportedProgram) -> str:
-    """Return a hash of the float model's parameters and statistics."""
-    state: dict[str, Any] = (
-        model.state_dict() if isinstance(model, nn.Module) else dict(model.state_dict)
-    )
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        digest.update(name.encode())
-        digest.update(state[name].detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
