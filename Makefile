@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet
-TEST_EXTRAS := torch,onnx,bench,tune,dev
+TEST_EXTRAS := torch,onnx,bench,plan,tune,compare,dev
 PYTEST_ARGS ?=
 
 .PHONY: help demo test test-slow lint format bench wheel clean
