@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tvm_q4.errors import InputError
+from tvm_q4.json_file import write_json
 
 FORMAT, VERSION = "tvm-q4/layer-table", 1
 PRECISIONS = ("4", "8", "w4a8")
@@ -146,14 +147,7 @@ class LayerTable:
         InputError
             If the file cannot be written.
         """
-        path = Path(path)
-        new = path.with_name(f".{path.name}.new")
-        try:
-            new.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
-            new.replace(path)
-        except OSError as error:
-            new.unlink(missing_ok=True)
-            raise InputError(f"table '{path}' cannot be written: {error.strerror}") from None
+        write_json(self.to_dict(), path, "table")
 
 
 def read_table(path: str | Path) -> LayerTable:

@@ -1,0 +1,35 @@
+"""Write JSON files whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tvm_q4.errors import InputError
+
+
+def write_json(data: Any, path: str | Path, what: str) -> None:
+    """Write through a temporary name, so that nobody reads half a file.
+
+    Parameters
+    ----------
+    data : Any
+        A JSON object.
+    path : str or Path
+    what : str
+        What the file is, for the error message.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be written.
+    """
+    path = Path(path)
+    new = path.with_name(f".{path.name}.new")
+    try:
+        new.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        new.replace(path)
+    except OSError as error:
+        new.unlink(missing_ok=True)
+        raise InputError(f"{what} '{path}' cannot be written: {error.strerror}") from None
