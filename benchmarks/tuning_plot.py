@@ -62,7 +62,9 @@ def _draw(row: Mapping[str, Any], above: Any, below: Any) -> None:
     sample = [space["relative"][str(i)] for i in space["order"]]
     curves = random_curves(sample)[:, :budget]
     trials = np.arange(1, curves.shape[1] + 1)
-    low, median, high = (speed(q) for q in np.quantile(curves, (0.9, 0.5, 0.1), axis=0))
+    low, median, high = (
+        speed(q) for q in np.quantile(curves, (0.9, 0.5, 0.1), axis=0, method="nearest")
+    )
     for axis, x in ((above, trials), (below, trials * space["seconds_per_trial"])):
         axis.fill_between(x, low, high, step="post", alpha=0.2, color=_COLORS["random"], lw=0)
         _step(axis, x, median, "random", "random, median and 80 %")
