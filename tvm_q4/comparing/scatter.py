@@ -117,8 +117,8 @@ def _place_names(axes: Axes, points: Sequence[Mapping[str, Any]], key: str) -> N
     order = sorted(range(len(points)), key=lambda i: not points[i]["front"][key])
     for i in order:
         text = axes.annotate(
-            _short(points[i]["name"]), _position(points[i], key), textcoords="offset points",
-            fontsize=8.5, color=svg.FRONT if points[i]["front"][key] else svg.MUTED,
+            _short(points[i]["name"]), _position(points[i], key), (0, 0), fontsize=8.5,
+            textcoords="offset points", color=svg.FRONT if points[i]["front"][key] else svg.MUTED,
         )  # fmt: skip
         others = taken[:i] + taken[i + 1 :]
         best, least = None, float("inf")
