@@ -144,13 +144,39 @@ def test_compile_and_inspect_say_what_decided_the_parameters(
     assert any("fc" in line and "fallback" in line for line in lines)
 
 
-def test_an_empty_log_does_not_satisfy_a_strict_compile(
+def test_an_empty_log_leaves_predictions_and_does_not_satisfy_a_strict_compile(
     tool: Tool, pt2: Path, tmp_path: Path
 ) -> None:
     log = tmp_path / "log.jsonl"
     log.write_text("")
     out = tmp_path / "net.so"
+    assert tool("compile", pt2, "--tuning-log", log, "-o", out).code == 0
+    shown = tool("inspect", out).out.splitlines()
+    assert any("conv" in line and "predicted" in line for line in shown)
+    assert any("fc" in line and "fallback" in line for line in shown)
+    out.unlink()
     refused = tool("compile", pt2, "--tuning-log", log, "--strict-log", "-o", out)
     assert refused.code == 1 and not out.exists()
     (line,) = refused.err.splitlines()
     assert line.startswith("error: --strict-log: ")
+
+
+@pytest.mark.parametrize("strict", [[], ["--strict-log"]])
+def test_a_log_of_another_schema_is_refused_by_compile(
+    tool: Tool, pt2: Path, tmp_path: Path, strict: list[str]
+) -> None:
+    log, out = write(tmp_path / "log.jsonl", BASE | {"schema": 2}), tmp_path / "net.so"
+    line = tool("compile", pt2, "--tuning-log", log, *strict, "-o", out).refused()
+    assert "schema 2" in line and not out.exists()
+
+
+@pytest.mark.parametrize("target", ["vulkan", '{"kind": "opencl"}'])
+def test_a_target_without_rules_is_refused(
+    tool: Tool, pt2: Path, tmp_path: Path, target: str
+) -> None:
+    pytest.importorskip("xgboost")
+    log = tmp_path / "log.jsonl"
+    for more in (["--log", log], ["--tasks", "list"], ["--bundle", tmp_path / "bundle"]):
+        line = tool("tune", pt2, "--target", target, *more).refused()
+        assert "for which there are no kernels; use llvm or cuda" in line
+    assert list(tmp_path.iterdir()) == []
