@@ -75,6 +75,8 @@ class Model:
     rows : list of list of int
         By limit and column.
     budgets : list of int
+    scale : (Fraction, Fraction)
+        What the score of no column is, and what a unit of `score` is.
     """
 
     units: list[Unit]
@@ -82,6 +84,21 @@ class Model:
     score: list[int]
     rows: list[list[int]]
     budgets: list[int]
+    scale: tuple[Fraction, Fraction]
+
+    def columns(self, chosen: Sequence[int], activation: Sequence[int]) -> set[int]:
+        """Return the columns of units that are 1, from the choice of each layer."""
+        out = set()
+        for unit in self.units:
+            bits = activation[chosen[unit.layers[0]]]
+            out.add(unit.columns[bits])
+            out |= {c for g in unit.free[bits] for layer, k, c in g if chosen[layer] == k}
+        return out
+
+    def to_beat(self, score: Fraction) -> int:
+        """Return the least whole score that is not below a given one."""
+        constant, unit = self.scale
+        return math.ceil((score - constant) / unit)
 
     def choices(self, columns: set[int]) -> list[int]:
         """Return the choice of each layer, from the columns that are 1."""
@@ -110,13 +127,13 @@ def integer_model(problem: Problem) -> Model | None:
                 differences.append(found)
                 deltas[-1][found.column] = delta
     width = count + len(differences)
-    score, _, _ = _integers(problem.score, units, deltas[0], width)
+    score, *scale = _integers(problem.score, units, deltas[0], width)
     rows, budgets = [], []
     for (quantity, budget), extra in zip(problem.limits, deltas[1:], strict=True):
         row, constant, measure = _integers(quantity, units, extra, width)
         rows.append(row)
         budgets.append(math.floor((ceiling(budget) - constant) / measure))
-    return Model(units, differences, score, rows, budgets)
+    return Model(units, differences, score, rows, budgets, (scale[0], scale[1]))
 
 
 def _units(problem: Problem) -> tuple[list[Unit], int]:

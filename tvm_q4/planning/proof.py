@@ -5,12 +5,12 @@ and the Lagrangian with any prices is a bound that integers compute exactly (Fis
 Lagrangian Relaxation Method"; Neumaier and Shcherbina 2004, "Safe bounds in linear and
 mixed-integer linear programming", for prices from floats). What a choice lies above the best of its
 unit in it is its excess: choices whose excess reaches the gap between an answer and the bound
-cannot be part of a better answer. The few that remain are searched.
+cannot be part of a better answer. The few that remain are searched, and where those are too many
+they make a smaller problem, which the solver sees at a finer scale.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,56 +37,68 @@ class _TooLarge(Exception):
     """The search reached its limit."""
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What a search found.
+
+    Parameters
+    ----------
+    columns : set of int or None
+        Columns of units of a better answer; None where none was found.
+    certain : bool
+        Nothing is better than `columns`, or than what was to beat.
+    allowed : dict of int to set of int
+        Choices by layer that an even better answer can have.
+    """
+
+    columns: set[int] | None
+    certain: bool
+    allowed: dict[int, set[int]]
+
+
 def prove(
     model: Model,
-    prices: Sequence[float],
+    prices: Sequence[Fraction],
     links: Sequence[tuple[dict[int, int], int]],
-    best: set[int] | None,
+    beat: int | None,
     *,
-    nodes: int = 50_000,
-) -> tuple[set[int] | None, bool]:
-    """Return the columns of an optimum, and whether it is certain.
+    nodes: int,
+) -> Outcome:
+    """Search for an answer with a score below `beat`.
 
     Parameters
     ----------
     model : Model
-    prices : sequence of float
+    prices : sequence of Fraction
         Of each limit, then of each link, in score a unit of the row; none negative.
     links : sequence of (dict, int)
         Rows (coefficients by column, at most) that tie differences to units.
-    best : set of int, optional
-        Columns of units that keep all limits; None where no answer is known.
+    beat : int, optional
+        Score of the best answer known; None where there is none.
     nodes : int
         Steps after which the search gives up.
-
-    Returns
-    -------
-    set of int or None
-        Columns of units; None where nothing keeps the limits.
-    bool
-        False where the search gave up.
     """
-    search = _Search(model, prices, links, best, nodes)
+    search = _Search(model, prices, links, _worst(model) + 1 if beat is None else beat, nodes)
     try:
         search.run()
     except _TooLarge:
-        return search.best, False
-    return search.best, True
+        return Outcome(search.best, False, search.allowed())
+    return Outcome(search.best, True, {})
 
 
 class _Search:
     def __init__(
         self,
         model: Model,
-        prices: Sequence[float],
+        prices: Sequence[Fraction],
         links: Sequence[tuple[dict[int, int], int]],
-        best: set[int] | None,
+        score: int,
         nodes: int,
     ) -> None:
-        self.model, self.nodes, self.best = model, nodes, best
-        exact = [Fraction(price) for price in prices]
-        self.scale = math.lcm(*(price.denominator for price in exact))
-        weights = [int(price * self.scale) for price in exact]
+        self.model, self.score, self.nodes = model, score, nodes
+        self.best: set[int] | None = None
+        self.scale = math.lcm(*(price.denominator for price in prices))
+        weights = [int(price * self.scale) for price in prices]
         limits, linking = weights[: len(model.rows)], weights[len(model.rows) :]
         self.reduced = [self.scale * value for value in model.score]
         for weight, row in zip(limits, model.rows, strict=True):
@@ -98,17 +110,27 @@ class _Search:
         self.bound = -sum(w * b for w, b in zip(weights, bounds, strict=True))
         self.bound += sum(min(0, self.reduced[d.column]) for d in model.differences)
         self.bound += sum(min(self._least(u, b) for b in u.columns) for u in model.units)
-        self.score = self._score_of(best) if best is not None else _worst(model) + 1
 
     def _least(self, unit: Unit, bits: int) -> int:
         """Least reduced score of a class."""
         free = (min(self.reduced[c] for *_, c in group) for group in unit.free[bits])
         return self.reduced[unit.columns[bits]] + sum(free)
 
-    def _score_of(self, columns: set[int]) -> int:
-        bits = [next(b for b, c in u.columns.items() if c in columns) for u in self.model.units]
-        present = (d.column for d in self.model.differences if _differs(d, bits))
-        return sum(self.model.score[c] for c in itertools.chain(columns, present))
+    def allowed(self) -> dict[int, set[int]]:
+        """Choices by layer whose excess is within the gap."""
+        out: dict[int, set[int]] = {}
+        for unit in self.model.units:
+            least = min(self._least(unit, bits) for bits in unit.columns)
+            for bits in unit.columns:
+                excess = self._least(unit, bits) - least
+                for layer, choice in unit.settled[bits]:
+                    out.setdefault(layer, set()).update({choice} if excess <= self.gap else ())
+                for group in unit.free[bits]:
+                    first = min(self.reduced[column] for *_, column in group)
+                    for layer, choice, column in group:
+                        if excess + self.reduced[column] - first <= self.gap:
+                            out.setdefault(layer, set()).add(choice)
+        return out
 
     @property
     def gap(self) -> int:
@@ -202,11 +224,6 @@ class _Search:
         first, second = difference.bits
         bits = (self.path[self.place[c]].bits for c in difference.consumers)
         return self.path[self.place[difference.producer]].bits == first and second in bits
-
-
-def _differs(difference: Difference, bits: Sequence[int]) -> bool:
-    first, second = difference.bits
-    return bits[difference.producer] == first and second in {bits[c] for c in difference.consumers}
 
 
 def _worst(model: Model) -> int:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from tvm_q4.quiet import quiet_native
 
 _LARGEST = 2**20
 _RETRIES, _COMBINATIONS = 20, 256
+_FINER = 4
+"""How much smaller the scores of what remains must be to be solved once more, at a finer scale."""
 
 Row = tuple[dict[int, int], int]
 """Coefficients by column, and what their sum is at most."""
@@ -44,7 +47,7 @@ class Solution:
     proof: str
 
 
-def solve(problem: Problem, *, nodes: int = 50_000) -> Solution | None:
+def solve(problem: Problem, *, nodes: int = 20_000) -> Solution | None:
     """Return choices of the least score that keep all budgets and ties.
 
     Of several optima one is returned that no single change makes cheaper (compared limit by limit,
@@ -66,17 +69,43 @@ def solve(problem: Problem, *, nodes: int = 50_000) -> Solution | None:
     EnvironmentMismatch
         If scipy is not installed.
     """
-    model = integer_model(problem)
-    if model is None:
-        return None
-    links = _links(model)
-    relaxation = _Relaxation(model, links)
-    best = relaxation.optimum(problem)
-    best, certain = prove(model, relaxation.prices(), links, best, nodes=nodes)
+    best, certain = _best(problem, nodes)
     if best is None:
         return None
-    chosen = _cheapest(problem, model, best)
+    model = integer_model(problem)
+    assert model is not None
+    chosen = _cheapest(problem, model, model.columns(best, problem.activation))
     return Solution(tuple(chosen), "exact" if certain else "solver")
+
+
+def _best(problem: Problem, nodes: int) -> tuple[list[int] | None, bool]:
+    """Choices of the least score, and whether integers prove it."""
+    best: list[int] | None = None
+    rest, reach = problem, None
+    while True:
+        model = integer_model(rest)
+        if model is None:  # no choices are left that could be better
+            return best, True
+        before, reach = reach, sum(map(abs, model.score)) * model.scale[1]
+        if before is not None and reach * _FINER > before:
+            return best, False
+        links = _links(model)
+        relaxation = _Relaxation(model, links)
+        best = _better(problem, best, relaxation.optimum(rest))
+        beat = None if best is None else model.to_beat(problem.score.of(best, problem.activation))
+        outcome = prove(model, relaxation.prices(), links, beat, nodes=nodes)
+        if outcome.columns is not None:
+            best = model.choices(outcome.columns)
+        if outcome.certain:
+            return best, True
+        allowed = [sorted(outcome.allowed.get(i, ())) for i in range(len(rest.allowed))]
+        rest = replace(rest, allowed=allowed)
+
+
+def _better(problem: Problem, a: list[int] | None, b: list[int] | None) -> list[int] | None:
+    if a is None or b is None:
+        return b if a is None else a
+    return min(a, b, key=lambda chosen: problem.score.of(chosen, problem.activation))
 
 
 def _links(model: Model) -> list[Row]:
@@ -106,8 +135,8 @@ class _Relaxation:
         self.scales = [*self.row_scales, *(1 for _ in links)]
         self.equal = _one_each(model)
 
-    def optimum(self, problem: Problem) -> set[int] | None:
-        """Columns of the solver's best answer that keeps all budgets exactly."""
+    def optimum(self, problem: Problem) -> list[int] | None:
+        """The solver's best choices that keep all budgets exactly."""
         rows, scales = list(self.rows), list(self.scales)
         # Differences follow from the units, by their links.
         integrality = np.ones(len(self.score))
@@ -124,13 +153,14 @@ class _Relaxation:
             if found.x is None:
                 return None
             columns = self._ones(found.x)
-            if problem.keeps(self.model.choices(columns)):
-                return columns
+            chosen = self.model.choices(columns)
+            if problem.keeps(chosen):
+                return chosen
             rows.append((dict.fromkeys(columns, 1), len(columns) - 1))
             scales.append(1)
         return None
 
-    def prices(self) -> list[float]:
+    def prices(self) -> list[Fraction]:
         """Price of each row in the linear relaxation, in the model's units; 0 without one."""
         if not self.rows:
             return []
@@ -144,10 +174,10 @@ class _Relaxation:
             method="highs",
         )
         if found.x is None:
-            return [0.0] * len(self.rows)
+            return [Fraction(0)] * len(self.rows)
         duals = np.maximum(0.0, -found.ineqlin.marginals)
-        ratio = [self.score_scale / scale for scale in self.scales]
-        return [float(d) * r for d, r in zip(duals, ratio, strict=True)]
+        ratios = (Fraction(self.score_scale, scale) for scale in self.scales)
+        return [Fraction(float(dual)) * ratio for dual, ratio in zip(duals, ratios, strict=True)]
 
     def _ones(self, x: np.ndarray) -> set[int]:
         """Columns of units that are 1; the largest of each set of which one is."""
