@@ -41,19 +41,21 @@ def images(count: int = 6, seed: int = 0) -> tuple[Tensor, Tensor]:
     return x, torch.randint(0, 3, (count,), generator=generator)
 
 
-def model(seed: int = 0, kind: type[nn.Module] = Tiny) -> nn.Module:
+def model(kind: type[nn.Module] = Tiny) -> nn.Module:
     """Return the network with weights large enough for gradients to differ."""
-    found = network(kind, seed)
+    found = network(kind)
     with torch.no_grad():
         for parameter in found.parameters():
             parameter.mul_(2.0)
     return found
 
 
-def float_network(seed: int = 0, count: int = 6, kind: type[nn.Module] = Tiny) -> FloatNetwork:
-    """Return the calibrated float network, its layers as in `LAYERS`."""
+def float_network(
+    count: int = 6, kind: type[nn.Module] = Tiny, network: nn.Module | None = None
+) -> FloatNetwork:
+    """Return a calibrated float network; the layers of `Tiny` are as in `LAYERS`."""
     x, _ = images(count)
-    found = FloatNetwork(export(model(seed, kind), (x[:2],)), (x[:2],))
+    found = FloatNetwork(export(network or model(kind), (x[:2],)), (x[:2],))
     found.calibrate([x])
     return found
 

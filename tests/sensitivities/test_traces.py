@@ -48,9 +48,7 @@ def exact(net) -> torch.Tensor:
 def test_estimates_meet_the_exact_traces(net, exact, name: str, count: int) -> None:
     x, y = images()
     generator = torch.Generator().manual_seed(1)
-    samples = torch.stack(
-        [ESTIMATORS[name](net, x, y, generator, True) for _ in range(count)]
-    )
+    samples = torch.stack([ESTIMATORS[name](net, x, y, generator, True) for _ in range(count)])
     error = standard_error(samples)
     assert [layer.name for layer in net.layers] == LAYERS
     assert ((samples.mean(0) - exact).abs() <= 3.5 * error + 1e-6 * exact).all()

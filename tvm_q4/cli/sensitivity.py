@@ -25,7 +25,9 @@ _MOST_MOVED = 5
     """,
 )
 @click.argument("model")
-@click.option("--data", type=PATH, required=True, metavar="DATA", help="Images with labels.")
+@click.option(
+    "--data", type=PATH, required=True, metavar="DATA", help="Images, labelled if need be."
+)
 @click.option(
     "--metric",
     type=click.Choice(["hessian", "output-mse", "fisher"]),
@@ -106,7 +108,7 @@ def _show(console: Console, table: dict[str, Any], output: Path | None) -> None:
         within = "within" if details["within_tolerance"] else "NOT within"
         text += f", {details['probes']} probes, {within} tolerance {details['tolerance']:g}"
     where = f"; written to {output}" if output is not None else ""
-    console.print(f"{text}, {details['seconds']:.0f} s{where}", soft_wrap=True)
+    console.print(f"{text}{where}", soft_wrap=True)
 
 
 def _show_effect(console: Console, effect: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from tvm_q4.quantize.ptq import calibrate, prepare_ptq
 from tvm_q4.quantize.switchable import SwitchableQuantizer, quantizer_of, start_quantizing
 
 BITS = (4, 8)
+_LARGEST_OF_4_BITS = 7
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class FloatNetwork:
             for bits, nodes in graphs.items()
         }
         self.layers = [
-            self._layer(node, self._quantizers[4][i][0].quant_max > 7)
+            self._layer(node, self._quantizers[4][i][0].quant_max > _LARGEST_OF_4_BITS)
             for i, node in enumerate(graphs[8].values())
         ]
         names = [layer.name for layer in self.layers]
@@ -125,9 +126,7 @@ class FloatNetwork:
         hook : callable, optional
             Called for each layer, it returns the layer's output (``call.compute``, in the end).
         """
-        logits = _Run(self, hook).run(x)
-        assert isinstance(logits, Tensor)
-        return logits
+        return _Run(self, hook).run(x)
 
     def calibrate(self, batches: Iterable[Tensor]) -> None:
         """Find the scales of weights and activations; to be called once, before anything else.

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tvm_q4.errors import InputError
 from tvm_q4.progress import ProgressBar
 from tvm_q4.quantize.training.checkpoint import load_checkpoint, save_checkpoint
 from tvm_q4.sensitivities.metric import Metric
@@ -56,7 +57,7 @@ def draw_samples(
     Raises
     ------
     InputError
-        If the checkpoint does not fit or cannot be written.
+        If a value is not finite, or the checkpoint does not fit or cannot be written.
     """
     chosen = dict(settings or {})
     found = load_checkpoint(checkpoint, chosen) if checkpoint is not None else None
@@ -84,6 +85,9 @@ def _next(
     """Return the state after one more batch."""
     x, y = batches[batch]
     rows = metric.measure(x, y, _generator(seed, state["step"]))
+    if not rows.isfinite().all():
+        msg = f"batch {batch + 1} of {len(batches)} gives a sensitivity that is no finite number"
+        raise InputError(f"{msg}; look for NaN or very large values in its images and in the model")
     samples, open_sample = state["samples"], None
     if not metric.per_image:
         rows = rows * (len(x) / sum(len(images) for images, _ in batches))

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from tvm_q4.data import Dataset, open_data
 from tvm_q4.errors import InputError
 from tvm_q4.layer_table import LayerTable
-from tvm_q4.quantize.float_model import FloatModel, load_float_model
-from tvm_q4.quantize.ptq import capture
+from tvm_q4.quantize.float_model import load_float_model
 from tvm_q4.quantize.samples import batch_size_of, checked_count, in_batches, spread
 from tvm_q4.quantize.training.checkpoint import checkpoint_path, digest
 from tvm_q4.quantize.training.recipe import check_labels
@@ -30,7 +28,6 @@ from tvm_q4.transforms import Transform
 
 METRICS = ("hessian", "output-mse", "fisher")
 LABELS = ("data", "model")
-_WITHOUT_LABELS = "output-mse"
 
 
 def sensitivity(
@@ -63,7 +60,8 @@ def sensitivity(
     model : str or Path
         A float ``.pt2`` file or ``zoo:NAME``.
     data : str or Path
-        Images, a DATA argument (see `tvm_q4.data.open_data`), with labels but for "output-mse".
+        Images, a DATA argument (see `tvm_q4.data.open_data`); with labels for "fisher" and for
+        "hessian" by Hessian-vector products.
     metric : {"hessian", "output-mse", "fisher"}
         "hessian": mean Hessian trace of the loss times squared quantization error (HAWQ-V2, arXiv
         1911.03852, and HAWQ-V3, arXiv 2011.10680; `tvm_q4.sensitivities.hessian`). "fisher": the
@@ -118,7 +116,6 @@ def sensitivity(
     UnsupportedError
         If the model cannot be quantized.
     """
-    start = time.perf_counter()
     _check(metric, labels, estimator, images, probes, tolerance)
     output = None if output is None else _checked_output(output)
     source = load_float_model(model, seed)
@@ -126,11 +123,15 @@ def sensitivity(
     chosen = transform if transform is not None else source.metadata.get("transform")
     found = open_data(data, source.input, transform=chosen, classes=classes)
     images = checked_count(images, found, source, data, "images")
-    labelled = metric != _WITHOUT_LABELS
-    if labelled and labels == "data":
-        _check_labels(found, source, data, metric)
+    labelled = metric == "fisher" or (metric, estimator) == ("hessian", "hessian-vector")
+    if labelled and labels == "data" and found.labels is None:
+        msg = f"data '{data}' has no labels, which {metric} needs; add y"
+        raise InputError(f"{msg}, let the model give them (labels model), or use output-mse")
     network = FloatNetwork(source.program, source.example)
-    batches = _batches(found, images, batch_size, labelled and labels == "data")
+    if metric != "output-mse":
+        used = found.labels if labelled and labels == "data" else None
+        check_labels(network.run, source.example, used, f"data '{data}'")
+    batches = _batches(found, images, batch_size)
     network.calibrate([x for x, _ in batches])
     if labelled and labels == "model":
         batches = [(x, network.run(x).argmax(1)) for x, _ in batches]
@@ -140,29 +141,22 @@ def sensitivity(
     }  # fmt: skip
     details |= {"labels": labels} if labelled else {}
     details |= {} if judge.per_image else {"estimator": estimator, "tolerance": tolerance}
-    settings = {
-        "work": "sensitivity", "metric": metric, **details, "probes": probes,
-        "model": digest({layer.name: layer.weight for layer in network.layers}),
-        "data": digest({f"{k}{i}": v for i, b in enumerate(batches) for k, v in enumerate(b)}),
-    }  # fmt: skip
     checkpoint = None
     if output is not None or workdir is not None:
         checkpoint = checkpoint_path(output or Path(), workdir)
     samples = draw_samples(
-        judge, batches, passes=1 if judge.per_image else probes, seed=seed,
-        checkpoint=checkpoint, settings=settings, progress=progress,
+        judge, batches, passes=1 if judge.per_image else probes, seed=seed, checkpoint=checkpoint,
+        settings=_settings(network, batches, {"metric": metric, "probes": probes, **details}),
+        progress=progress,
     )  # fmt: skip
     if not judge.per_image:
         details |= {"probes": len(samples), "within_tolerance": judge.enough(samples)}
-    details["seconds"] = time.perf_counter() - start
-    extra: dict[str, Any] = {"metric": metric, "details": details}
     effect = effect_of_activations(network, judge, samples)
-    extra |= {} if effect is None else {"activations": effect}
     table = LayerTable(
         rows(network, judge, samples),
         tuple(tuple(names) for names in network.ties()),
         network=source.metadata["name"],
-        extra=extra,
+        extra={"metric": metric, "details": details, **({"activations": effect} if effect else {})},
     )
     if output is not None:
         table.write(output)
@@ -199,22 +193,23 @@ def _checked_output(output: str | Path) -> Path:
     return path
 
 
-def _check_labels(found: Dataset, source: FloatModel, where: str | Path, metric: str) -> None:
-    if found.labels is None:
-        msg = f"data '{where}' has no labels, which metric {metric} needs; add y"
-        raise InputError(f"{msg}, let the model give them (labels model), or use {_WITHOUT_LABELS}")
-    network = capture(source.program, source.example)
-    check_labels(network, source.example, found.labels, f"data '{where}'")
-
-
-def _batches(found: Dataset, images: int, batch_size: int, labelled: bool) -> list[Batch]:
-    labels = found.labels if labelled else None
+def _batches(found: Dataset, images: int, batch_size: int) -> list[Batch]:
+    """Return images spread evenly over the data, and their labels where there are any."""
     batches = []
     for index in in_batches(spread(images, found.count), batch_size):
-        x = torch.from_numpy(found.take(index)).float()
-        y: Tensor = torch.zeros(0, dtype=torch.int64)
-        batches.append((x, y if labels is None else torch.from_numpy(labels[index])))
+        labels = np.zeros(0, np.int64) if found.labels is None else found.labels[index]
+        batches.append((torch.from_numpy(found.take(index)), torch.from_numpy(labels)))
     return batches
+
+
+def _settings(
+    network: FloatNetwork, batches: list[Batch], options: dict[str, Any]
+) -> dict[str, Any]:
+    """Return all that samples depend on."""
+    weights = {layer.name: layer.weight for layer in network.layers}
+    data = {f"{k}{i}": part for i, batch in enumerate(batches) for k, part in enumerate(batch)}
+    model, images = digest(weights), digest(data)
+    return {"work": "sensitivity", **options, "model": model, "data": images}
 
 
 def _metric(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.fx import GraphModule
 
 from tvm_q4.data import Dataset
 from tvm_q4.errors import InputError
@@ -103,13 +102,17 @@ def train_qat(
 
 
 def check_labels(
-    network: GraphModule, example_inputs: tuple[Tensor, ...], labels: NDArray | None, where: str
+    network: Callable[..., object],
+    example_inputs: tuple[Tensor, ...],
+    labels: NDArray | None,
+    where: str,
 ) -> None:
     """Refuse a network that is no classifier, and labels beyond its classes.
 
     Parameters
     ----------
-    network : GraphModule
+    network : callable
+        From a batch to its output.
     example_inputs : tuple of Tensor
         A batch that it takes.
     labels : int64 ndarray [N] or None
@@ -124,7 +127,7 @@ def check_labels(
     with torch.no_grad():
         logits = network(*example_inputs)
     if not isinstance(logits, Tensor) or logits.ndim != 2:
-        msg = "the network's output is not [N, classes]; only classifiers have labels"
+        msg = "the network's output is not [N, classes]; only classifiers have a loss by labels"
         raise InputError(msg)
     classes = logits.shape[1]
     if labels is not None and labels.max() >= classes:
