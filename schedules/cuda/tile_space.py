@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from itertools import product
 
@@ -110,7 +111,8 @@ def gemm_shape(layer: Layer, form: MmaForm, shape: ConvShape, rows: int | None =
         # Not the rows' padding to whole slabs: it is not read.
         b_bytes=packed_rows(layer) * k_bytes * form.products,
         out_bytes=sum(_bytes(t) for _, t in layer.outputs),
-        skip_bytes=sum(_bytes(t) for t in skips),
+        # Not their halos, which no epilogue reads: whether there is one depends on other readers.
+        skip_bytes=sum(_bytes(replace(t, layout=replace(t.layout, halo=(0,) * 4))) for t in skips),
         bits_mma=form.bits,
         widen=form.widen,
     )
