@@ -19,13 +19,14 @@ import tvm
 from tvm.target import Target
 
 from tvm_q4.cuda_target import CudaTarget
-from tvm_q4.errors import InputError, TargetError
+from tvm_q4.errors import TargetError
 from tvm_q4.latencies import alternation
 from tvm_q4.latencies.logs import Sources
 from tvm_q4.latencies.models import Network, Networks, check_same_layers
 from tvm_q4.latencies.network import Kernels
 from tvm_q4.latencies.timing import Timer
 from tvm_q4.layer_table import PRECISIONS, Boundary, LayerRow, LayerTable
+from tvm_q4.planning.limits import parse_choices
 from tvm_q4.progress import ProgressBar
 from tvm_q4.targets import as_target, target_arch
 from tvm_q4.variants import variants
@@ -41,7 +42,8 @@ def latency(
     quantized: Mapping[int, str | Path | tvm.IRModule] | None = None,
     seed: int = 0,
     output: str | Path | None = None,
-    choices: Sequence[str] = ("4", "8"),
+    choices: str | Sequence[str] = ("4", "8"),
+    arch: str | None = None,
 ) -> dict[str, Any]:
     """Times of a network's layers at each precision, as a layer table.
 
@@ -63,9 +65,11 @@ def latency(
     seed : int
     output : path, optional
         File for the table.
-    choices : sequence of str
+    choices : str or sequence of str
         Precisions: "4" and "8", which are always there, and "w4a8" (weights of 4 bits, activations
         of 8) where wanted.
+    arch : str, optional
+        Architecture of HAWQ checkpoints among `quantized`.
 
     Returns
     -------
@@ -95,19 +99,17 @@ def latency(
     TargetError
         If the target has kernels of several families.
     """
-    _check_choices(choices)
+    wanted = {*parse_choices(choices), "4", "8"}
     resolved = as_target(target)
     found = variants(resolved)
     if len(found) > 1:
         msg = f"{resolved} has kernels of {len(found)} families; a layer table needs one arch"
         raise TargetError(f"{msg}, such as cuda:sm_{found[0].family}")
     (variant,) = found
-    arch = target_arch(variant.target)
-    sources = Sources(log, arch)
+    sources = Sources(log, target_arch(variant.target))
     given = dict(quantized or {})
     options: dict[str, Any] = {"batch": batch, "image_size": image_size, "seed": seed}
-    networks = Networks(model, given, variant, sources.exact.get, **options)
-    wanted = {*choices, "4", "8"}
+    networks = Networks(model, given, variant, sources.exact.get, arch=arch, **options)
     uniform = {key: networks.at(key) for key in PRECISIONS if key in wanted}
     check_same_layers(list(uniform.values()))
     eight = uniform["8"]
@@ -123,12 +125,6 @@ def latency(
     if output is not None:
         table.write(output)
     return table.to_dict()
-
-
-def _check_choices(choices: Sequence[str]) -> None:
-    for choice in choices:
-        if choice not in PRECISIONS:
-            raise InputError(f"choice {choice!r} is unknown; choose of {', '.join(PRECISIONS)}")
 
 
 def _weight_bits(kernels: Kernels) -> int:

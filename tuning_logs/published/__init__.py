@@ -66,7 +66,8 @@ class PublishedTimes:
 
     def microseconds(self, network: str, geometry: Geometry, bits: str) -> tuple[float, str] | None:
         """Time of a layer and its kind, of the network itself if it was measured, else of any."""
-        networks = sorted({name for name, _ in self.times}, key=lambda name: name != network)
+        names = {name for name, _ in self.times}
+        networks = sorted(names, key=lambda name: (name != network, name))
         for name in networks:
             kind, us = self.times.get((name, geometry), ("", {}))
             if bits in us:
@@ -112,6 +113,8 @@ def read_published(path: str | Path) -> PublishedTimes:
         raise InputError(f"'{path}' has version {version!r}; this release reads {VERSION}")
     try:
         facts = {key: str(data[key]) for key in ("name", "device", "arch", "date", "citation")}
+        if type(data["batch"]) is not int:
+            raise ValueError(f"batch is {data['batch']!r}")
         times = dict(_time(layer, data["use"]) for layer in data["layers"])
         return PublishedTimes(shipped or Path(path).name, batch=data["batch"], times=times, **facts)
     except (KeyError, TypeError, ValueError) as error:

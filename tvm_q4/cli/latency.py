@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 @click.option("--image-size", type=IMAGE_SIZE, help="Height and width of the input in pixels.")
 @click.option("--at8", metavar="MODEL", help="The model at 8 bits; made here where not given.")
 @click.option("--at4", metavar="MODEL", help="The model at 4 bits; made here where not given.")
+@click.option("--arch", metavar="NAME", help="Of HAWQ checkpoints given by --at8 and --at4.")
 @click.option(
     "--choices",
     default="4,8",
@@ -48,7 +49,6 @@ def command(
     model: str,
     at8: str | None,
     at4: str | None,
-    choices: str,
     **arguments: Any,
 ) -> None:
     """Tell each layer's time at 8 and at 4 bits: measured where a log has it, else predicted.
@@ -59,7 +59,6 @@ def command(
     import tvm_q4
 
     quantized = {bits: path for bits, path in ((8, at8), (4, at4)) if path is not None}
-    arguments["choices"] = [choice.strip() for choice in choices.split(",")]
     table = tvm_q4.latency(model, quantized=quantized, seed=options.seed, **arguments)
     options.emit(table, lambda console: _show(console, table, arguments["output"]))
 

@@ -45,6 +45,8 @@ class Networks:
         Gives the record of a signature, or None.
     batch, image_size, seed
         As for `tvm_q4.quantize.quantize_at_random`.
+    arch : str, optional
+        Of HAWQ checkpoints among the given models.
 
     Raises
     ------
@@ -62,12 +64,14 @@ class Networks:
         batch: int | None,
         image_size: tuple[int, int] | None,
         seed: int,
+        arch: str | None = None,
     ) -> None:
         unknown = set(given) - {4, 8}
         if unknown:
             raise InputError(f"there are models of 4 and of 8 bits, not of {min(unknown)}")
         self._model, self._given = model, given
         self._variant, self._tuned = variant, tuned
+        self._arch = arch
         self._options: dict[str, Any] = {"batch": batch, "image_size": image_size, "seed": seed}
 
     def at(self, precision: str) -> Network:
@@ -81,7 +85,8 @@ class Networks:
         if source is None:
             return self._made(PRESETS[_PRESETS[precision]])
         if not isinstance(source, tvm.IRModule):
-            source = load_model(source, require_quantized=True, **self._options)
+            options = {"require_quantized": True, "arch": self._arch, **self._options}
+            source = load_model(source, **options)
         return self._lowered(source)
 
     def mixed(self, bits: Mapping[str, int]) -> Network:
