@@ -171,6 +171,23 @@ def test_a_device_that_dies_in_a_batch_leaves_it_to_the_other_one(
             assert all(isinstance(r, Failure) and "no device" in r.reason for r in failed)
 
 
+@pytest.mark.slow
+def test_a_device_that_stops_answering_is_reported_in_time(
+    tracker: tuple[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = fakes.tasks(cpu_target())[1][0]
+    with devices(tracker, 1) as (device,), Builder(tmp_path, 1) as builder:
+        built = builder.build(task, task.space[:3])
+        groups = [[kernel] for kernel in built if isinstance(kernel, Kernel)]
+        with RpcMeasurer((*tracker, "k"), threads=1) as measurer:
+            os.killpg(device.pid, signal.SIGSTOP)  # its connection to the tracker stays
+            monkeypatch.setattr(rpc_measurer, "_DEVICE_LIMIT_S", 2.0)
+            begin = time.monotonic()
+            found = Candidates(builder, measurer, tmp_path).measure(task, groups, Timing())
+            assert time.monotonic() - begin < 30
+            assert all(isinstance(r, Failure) and "no device of key" in r.reason for r in found)
+
+
 def _is_gone(measurer: RpcMeasurer) -> bool:
     try:
         measurer._count()

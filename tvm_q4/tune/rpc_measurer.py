@@ -113,7 +113,8 @@ class RpcMeasurer:
         """See `Measurer.measure`; a group whose device dies is a `Failure`."""
         try:
             self._count()
-        except TargetError as error:  # without a device, groups would wait for one in vain
+            self._describe()
+        except TargetError as error:  # without a device, each group would wait for one in vain
             return [Failure(str(error)) for _ in groups]
         jobs = [
             (
