@@ -107,27 +107,27 @@ def test_text_for_people(tool: Tool, folder: Path, out: Path) -> None:
     assert [line.split()[0] for line in lines[:4]] == ["layer", *NAMES]
     assert "stays at 8" in lines[1] and "stays at 8" in lines[3]
     assert lines[4].startswith("order with and without activations: ")
-    assert "hessian, 16 images, 3 probes, NOT within tolerance 0.05; written to" in lines[5]
+    assert "hessian, 16 images, 3 probes, NOT within tolerance 0.1; written to" in lines[5]
 
 
 def test_names_are_those_of_bit_configs_and_latencies(tool: Tool, folder: Path, out: Path) -> None:
-    names = [row["name"] for row in _table(tool, folder, out)["layers"]]
+    table = _table(tool, folder, out)
+    names = [row["name"] for row in table["layers"]]
     layers = {names[1]: {"weight": 4, "activation": 4}}
     bits = {"format": "tvm-q4/bit-config", "version": 1, "layers": layers}
     assert list(load_bit_config(bits).resolve(names)) == names
     done = tool("latency", folder / "float.pt2", "--json")
     assert [row["name"] for row in done.json["layers"]] == names
-    rows = _table(tool, folder, out)["layers"]
-    assert [(r["params"], r["macs"]) for r in rows] == [
+    assert [(r["params"], r["macs"]) for r in table["layers"]] == [
         (r["params"], r["macs"]) for r in done.json["layers"]
     ]
 
 
 def test_seeds_and_labels_count(tool: Tool, folder: Path, out: Path) -> None:
-    first, other, again = (
-        _table(tool, folder, out, "--seed", seed)["layers"][1]["sensitivity"] for seed in (0, 1, 0)
+    first, other = (
+        _table(tool, folder, out, "--seed", seed)["layers"][1]["sensitivity"] for seed in (0, 1)
     )
-    assert first == again != other
+    assert first != other
     by_data, by_model = (
         _table(tool, folder, out, metric="fisher", labels=labels)["layers"][1]["sensitivity"]
         for labels in ("data", "model")

@@ -61,7 +61,7 @@ _MOST_MOVED = 5
     help="Hessian: the most random vectors for each batch.",
 )  # fmt: skip
 @click.option(
-    "--tolerance", type=float, default=0.05, show_default=True,
+    "--tolerance", type=float, default=0.1, show_default=True,
     help="Hessian: relative standard error of every trace that is small enough.",
 )  # fmt: skip
 @click.option(

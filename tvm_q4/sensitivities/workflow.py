@@ -41,7 +41,7 @@ def sensitivity(
     batch_size: int = 32,
     estimator: Literal["gauss-newton", "hessian-vector"] = "gauss-newton",
     probes: int = 100,
-    tolerance: float = 0.05,
+    tolerance: float = 0.1,
     transform: str | Mapping[str, Any] | Transform | None = None,
     classes: str | Path | None = None,
     seed: int = 0,
