@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from tvm_q4.data import Dataset, open_data
 from tvm_q4.errors import InputError
@@ -44,11 +45,18 @@ def evaluate_float(
         for first, x in dataset.batches(size, total):
             part = slice(first, first + len(x))
             logits = network(torch.from_numpy(np.ascontiguousarray(x))).numpy()
+            _check_labels(dataset.labels, logits.shape[1])
             ranks[part] = rank_of(logits, dataset.labels[part])
             bar.advance(len(x))
     hits = int((ranks == 0).sum())
     top5 = int((ranks < TOP).sum()) / total
     return {"top1": hits / total, "top5": top5, "n": total, "correct": hits}
+
+
+def _check_labels(labels: NDArray[np.int64], classes: int) -> None:
+    if labels.max() >= classes:
+        msg = f"label {labels.max()} is not among the model's {classes} classes (0..{classes - 1})"
+        raise InputError(msg)
 
 
 def labelled(source: FloatModel, data: str, transform: Any, classes: str | None) -> Dataset:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
+from pathlib import PurePath
 from typing import Any
 
 from tvm_q4.comparing.highlights import highlights
@@ -20,7 +21,7 @@ _KEY = (("b8", "8 bits (W8A8)"), ("b4", "4 bits (W4A4)"), ("bw4a8", "W4A8"))
 
 def page(report: Mapping[str, Any]) -> str:
     """The whole page of a report that `tvm_q4.compare` made."""
-    title = f"{report['model']} on {report['target']}"
+    title = f"{PurePath(report['model']).name} on {report['target']}"
     body = "\n".join(
         (
             _header(report, title),
@@ -129,6 +130,7 @@ def _methods(report: Mapping[str, Any]) -> str:
 def _details(report: Mapping[str, Any]) -> str:
     machine, versions = report["machine"], report["versions"]
     facts = {
+        "model": report["model"],
         "date": _date(report),
         "seed": str(report["seed"]),
         "machine": f"{machine['cpu']}, {machine['cpus']} CPUs, {machine['system']}",

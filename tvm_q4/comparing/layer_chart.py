@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tvm_q4.comparing import svg
@@ -13,8 +13,10 @@ if TYPE_CHECKING:
 
 Titles = dict[str, str]
 COLOURS = {"8": svg.BITS_8, "4": svg.BITS_4, "w4a8": svg.W4A8, "float": svg.FLOAT}
-_ROW, _CELL, _NAMES, _BARS, _HEAD = 0.2, 0.34, 1.7, 2.3, 1.25
-"""Inches: height of a layer, width of a config, of layers' names, of bars; height of the rest."""
+_ROW, _CELL, _NAMES, _HEAD, _PAGE = 0.2, 0.34, 1.7, 1.25, 12.0
+"""Inches: height of a layer, width of a config, of layers' names; height of the rest; a page."""
+_BARS = (1.8, 4.5)
+"""Least and most inches of bars."""
 _LONGEST = 26
 
 
@@ -23,21 +25,18 @@ def layer_chart(layers: Sequence[Mapping[str, Any]], configs: Sequence[str]) -> 
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    parts: list[tuple[float, Callable[[Axes], Titles]]] = [
-        (_CELL * max(len(configs), 2), lambda axes: _draw_bits(axes, layers, configs))
-    ]
-    if any(layer["latency_ms"] for layer in layers):
-        parts.append((_BARS, lambda axes: _draw_bars(axes, layers, "latency_ms")))
-    if any(layer["sensitivity"] for layer in layers):
-        parts.append((_BARS, lambda axes: _draw_bars(axes, layers, "sensitivity")))
-    widths = [width for width, _ in parts]
+    keys = [key for key in ("latency_ms", "sensitivity") if any(layer[key] for layer in layers)]
+    cells = _CELL * max(len(configs), 2)
+    bars = min(max((_PAGE - _NAMES - cells) / max(len(keys), 1), _BARS[0]), _BARS[1])
+    widths = [cells, *(bars for _ in keys)]
     titles: Titles = {}
     with rc_context(svg.RC):
         size = (_NAMES + sum(widths), _HEAD + _ROW * len(layers))
         figure = Figure(figsize=size, layout="constrained")
-        grid = figure.subplots(1, len(parts), sharey=True, width_ratios=widths, squeeze=False)[0]
-        for axes, (_, draw) in zip(grid, parts, strict=True):
-            titles |= draw(axes)
+        grid = figure.subplots(1, len(widths), sharey=True, width_ratios=widths, squeeze=False)[0]
+        titles |= _draw_bits(grid[0], layers, configs)
+        for axes, key in zip(grid[1:], keys, strict=True):
+            titles |= _draw_bars(axes, layers, key)
         grid[0].set_ylim(len(layers) - 0.5, -0.5)
         grid[0].set_yticks(range(len(layers)), [_short(layer["name"]) for layer in layers])
         text = f"Precision of {len(layers)} layers in {len(configs)} configs: " + "; ".join(
@@ -75,6 +74,8 @@ def _draw_bits(axes: Axes, layers: Sequence[Mapping[str, Any]], configs: Sequenc
 
 
 def _draw_bars(axes: Axes, layers: Sequence[Mapping[str, Any]], key: str) -> Titles:
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
     shown = [p for p in PRECISIONS if any(p in layer[key] for layer in layers)]
     height = 0.8 / len(shown)
     titles = {}
@@ -99,8 +100,12 @@ def _draw_bars(axes: Axes, layers: Sequence[Mapping[str, Any]], key: str) -> Tit
     axes.spines["top"].set_visible(True)
     if key == "sensitivity" and _is_wide(layers):
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(numticks=6))
+        axes.xaxis.set_major_formatter("{x:.0e}")
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel("sensitivity (log scale)")
     else:
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel("latency, ms a batch" if key == "latency_ms" else key)
     return titles
 

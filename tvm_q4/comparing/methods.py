@@ -58,7 +58,11 @@ def _latency(row: Mapping[str, Any]) -> str:
         threads = (
             f", {_count(found['threads'], 'thread')}" if found["timer"] == "wall clock" else ""
         )
-        return f"measured: {found['n']} calls on {device}{threads}, {found['timer']}"
+        kernels = ", ".join(f"{count} {source}" for source, count in row["kernels"].items())
+        return (
+            f"measured: {found['n']} calls on {device}{threads}, {found['timer']}; "
+            f"parameters of kernels: {kernels}"
+        )
     log, rules = found["layers_from_log"], found["layers_predicted"]
     return (
         f"predicted for {found['device']}, not measured: sum of {rules} predicted layers and {log} "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from tvm_q4.comparing import svg
@@ -22,7 +23,7 @@ TITLES = {
     "bops": "Accuracy against bit operations",
     "weight_bytes": "Accuracy against size",
 }
-_SIZE = (4.7, 3.7)
+_SIZE = (3.9, 3.4)
 _NAME = 22
 _OFFSETS = (
     (7, 0, "left", "center"), (-7, 0, "right", "center"), (0, 8, "center", "bottom"),
@@ -50,14 +51,14 @@ def pareto_plot(rows: Sequence[Mapping[str, Any]], key: str) -> str | None:
     with rc_context(svg.RC):
         figure = Figure(figsize=_SIZE, layout="constrained")
         axes = figure.add_subplot()
-        _draw_float(axes, rows)
+        floats = _draw_float(axes, rows)
         _draw_front(axes, points, key)
         for index, row in enumerate(points):
             titles |= _draw_point(axes, row, key, index)
         axes.set_xlabel(AXES[key][0])
         axes.set_ylabel("top-1 accuracy, %")
         axes.margins(0.14, 0.16)
-        _place_names(axes, points, key)
+        _place_names(axes, points, key, floats)
         name = f"pareto-{key.replace('_', '-')}"
         return svg.inline_svg(figure, name, TITLES[key], _description(points, key), titles)
 
@@ -68,16 +69,20 @@ def _position(row: Mapping[str, Any], key: str) -> tuple[float, float]:
     return value * AXES[key][1], row["accuracy"]["top1"] * 100
 
 
-def _draw_float(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+def _draw_float(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """A dashed line with a name for each float model; returns the names."""
+    names = []
     for row in rows:
         if row["kind"] == "float" and row["accuracy"]:
             level = row["accuracy"]["top1"] * 100
             axes.axhline(level, color=svg.FLOAT, linestyle=(0, (4, 3)), linewidth=1)
-            where = axes.get_yaxis_transform()
-            axes.annotate(
-                f"{_short(row['name'])} {level:.2f} %", (1, level), (0, 2), xycoords=where,
-                textcoords="offset points", ha="right", va="bottom", color=svg.FLOAT, fontsize=8,
+            name = axes.annotate(
+                f"{_short(row['name'])} {level:.2f}", (1, level), (0, 2), ha="right", va="bottom",
+                xycoords=axes.get_yaxis_transform(), textcoords="offset points", fontsize=8,
+                color=svg.FLOAT,
             )  # fmt: skip
+            names.append(name)
+    return names
 
 
 def _draw_front(axes: Axes, points: Sequence[Mapping[str, Any]], key: str) -> None:
@@ -103,35 +108,58 @@ def _draw_point(axes: Axes, row: Mapping[str, Any], key: str, index: int) -> dic
     return {gid: f"{row['name']}: {y:.2f} % ± {error:.2f}, {x:.4g} ({label}); {where}"}
 
 
-def _place_names(axes: Axes, points: Sequence[Mapping[str, Any]], key: str) -> None:
-    """Write each name where it covers no point and no other name, if there is such a place."""
-    from matplotlib.transforms import Bbox
-
+def _place_names(
+    axes: Axes, points: Sequence[Mapping[str, Any]], key: str, floats: Sequence[Any]
+) -> None:
+    """Write each name where it covers nothing else, or least."""
     figure = axes.get_figure(root=True)
     assert figure is not None
     figure.draw_without_rendering()
-    pixel = figure.dpi / 72
+    square_point = (figure.dpi / 72) ** 2
     spots = [axes.transData.transform(_position(row, key)) for row in points]
-    taken = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in spots]
+    marks = [_box(x - 6, y - 6, x + 6, y + 6) for x, y in spots]
+    taken = [text.get_window_extent() for text in floats] + _lines(axes)
     area = axes.get_window_extent()
-    order = sorted(range(len(points)), key=lambda i: not points[i]["front"][key])
-    for i in order:
+    for i in sorted(range(len(points)), key=lambda i: not points[i]["front"][key]):
         text = axes.annotate(
             _short(points[i]["name"]), _position(points[i], key), (0, 0), fontsize=8.5,
             textcoords="offset points", color=svg.FRONT if points[i]["front"][key] else svg.MUTED,
         )  # fmt: skip
-        others = taken[:i] + taken[i + 1 :]
-        best, least = None, float("inf")
-        for rank, (dx, dy, ha, va) in enumerate(_OFFSETS):
-            text.set(position=(dx, dy), ha=ha, va=va)
+        others = [*marks[:i], *marks[i + 1 :], *taken]
+        found: list[tuple[float, int, Any]] = []
+        for rank, place in enumerate(_OFFSETS):
+            _move(text, place)
             box = text.get_window_extent()
-            hits = sum(_overlap(box, other) for other in others) + _outside(box, area)
-            value = hits / pixel**2 + rank * 2
-            if value < least:
-                best, least, final = (dx, dy, ha, va), value, box
-        assert best is not None
-        text.set(position=best[:2], ha=best[2], va=best[3])
-        taken.append(final)
+            covered = sum(_overlap(box, other) for other in others) + _outside(box, area)
+            found.append((covered / square_point + rank, rank, box))
+        _, rank, box = min(found, key=lambda entry: entry[:2])
+        _move(text, _OFFSETS[rank])
+        taken.append(box)
+
+
+def _move(text: Any, place: tuple[int, int, str, str]) -> None:
+    text.set(position=place[:2], ha=place[2], va=place[3])
+
+
+def _lines(axes: Axes) -> list[Any]:
+    """Boxes around the straight pieces of the front and of float models' lines."""
+    boxes = []
+    for line in axes.get_lines():
+        path = line.get_transform().transform_path(line.get_path()).vertices
+        if line.get_drawstyle() == "steps-post":
+            path = [p for a, b in pairwise(path) for p in (a, (b[0], a[1]))] + list(path[-1:])
+        boxes += [_thin(a, b) for a, b in pairwise(path)]
+    return boxes
+
+
+def _thin(a: Any, b: Any) -> Any:
+    return _box(min(a[0], b[0]) - 1, min(a[1], b[1]) - 1, max(a[0], b[0]) + 1, max(a[1], b[1]) + 1)
+
+
+def _box(x0: float, y0: float, x1: float, y1: float) -> Any:
+    from matplotlib.transforms import Bbox
+
+    return Bbox.from_extents(x0, y0, x1, y1)
 
 
 def _overlap(a: Any, b: Any) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import PurePath
 from typing import Any
 
 from tvm_q4.comparing.layers import PRECISIONS
@@ -16,6 +17,7 @@ _HEADS = (
     ("latency, ms", "median, p10 to p90"), ("weights", "deployed; params x bits"),
     ("BOPs", "bit operations"), ("library", "file"), ("verified", "against the reference"),
 )  # fmt: skip
+_LEFT = ' class="text"'
 
 
 def summary_table(report: Mapping[str, Any]) -> str:
@@ -23,8 +25,8 @@ def summary_table(report: Mapping[str, Any]) -> str:
     rows = report["configs"]
     best = _best(rows)
     head = "".join(
-        f'<th scope="col">{escape(text)}<span class="sub">{escape(sub)}</span></th>'
-        for text, sub in _HEADS
+        f'<th scope="col"{css}>{escape(text)}<span class="sub">{escape(sub)}</span></th>'
+        for (text, sub), css in zip(_HEADS, ("", _LEFT, *[""] * len(_HEADS)), strict=False)
     )
     body = "\n".join(_row(row, report["baseline"], best) for row in rows)
     return (
@@ -45,7 +47,8 @@ def _best(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 def _row(row: Mapping[str, Any], baseline: str | None, best: Mapping[str, float]) -> str:
     classes = ["base"] if row["name"] == baseline else []
     classes += ["failed"] if row["bit_exact"] is False else []
-    notes = [row["kind"] if row["spec"] == row["name"] else row["spec"], *row["notes"]]
+    source = row["kind"] if row["spec"] == row["name"] else PurePath(row["spec"]).name
+    notes = [*([] if source == row["name"] else [source]), *row["notes"]]
     notes += ["ratios are to this one"] if row["name"] == baseline else []
     name = escape(row["name"]) + "".join(f'<span class="sub">{escape(n)}</span>' for n in notes)
     ratios = row["ratios"]

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import logging
 import platform
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -25,7 +26,6 @@ from tvm_q4.cuda_target import CudaTarget
 from tvm_q4.errors import EnvironmentMismatch, InputError
 from tvm_q4.layer_table import LayerTable, join, read_table
 from tvm_q4.library import set_threads
-from tvm_q4.progress import ProgressBar
 from tvm_q4.targets import as_target
 from tvm_q4.transforms import Transform
 
@@ -106,7 +106,8 @@ def compare(
         ``versions``, ``inputs``; ``baseline`` (the config of ratio 1); ``configs``, each with
         ``name``, ``spec``, ``kind``, ``how``, ``bit_exact`` (None where it was not checked),
         ``latency`` (``median_ms``, ``p10_ms``, ``p90_ms``, ``source``: "measured" or "predicted",
-        ``device``, ``threads``, ...; or None), ``accuracy`` (``top1``, ``top5``, ``n``,
+        ``device``, ``threads``, ...; or None), ``kernels`` (layers by what decided their kernel's
+        parameters), ``accuracy`` (``top1``, ``top5``, ``n``,
         ``correct``, ``stderr``; or None), ``accuracy_change``, ``bits`` (layers by precision),
         ``params``, ``macs``, ``bops``, ``weight_bytes`` (as deployed), ``weight_bytes_ideal``
         (params times bits), ``library_bytes``, ``ratios`` (to the baseline), ``front`` (whether it
@@ -134,12 +135,10 @@ def compare(
         set_threads(threads)
     builder = Builder(settings, Store(folder / "work"))
     built = []
-    with ProgressBar("compare", len(parsed), show=progress) as bar:
-        for config in parsed:
-            bar.step(config.name)
-            if config.kind != FLOAT:
-                built.append(builder.build(config))
-            bar.advance()
+    for number, config in enumerate(parsed, 1):
+        logger.info("config %s (%d of %d)", config.name, number, len(parsed))
+        if config.kind != FLOAT:
+            built.append(builder.build(config))
     report = _report(settings, parsed, built, builder, source, joined, folder)
     _write(report, folder)
     return report
@@ -186,7 +185,6 @@ def _float_model(settings: Settings, configs: Sequence[Config]) -> Any:
         shape = (*source.input.shape[:2], *(settings.image_size or source.input.shape[2:]))
         sized = replace(source, input=replace(source.input, shape=shape))
         labelled(sized, settings.data, settings.transform, settings.classes)
-        return sized
     return source
 
 
@@ -271,6 +269,7 @@ def _row(
         **_head(one.config, one.how),
         "bit_exact": None if verified is None else verified["bit_exact"],
         "latency": latency,
+        "kernels": dict(Counter(layer["source"] for layer in layers)),
         "accuracy": None if one.accuracy is None else summary.accuracy_entry(one.accuracy),
         **summary.sizes(layers, metadata["memory"]["weight_bytes"]),
         "library_bytes": one.bytes,
@@ -286,17 +285,23 @@ def _float_row(
     from tvm_q4.comparing.float_model import float_layers
 
     layers = float_layers(source, settings.image_size)
-    wanted = settings.data is not None and not settings.random_calibration
-    accuracy = builder.float_accuracy(source) if wanted else None
+    notes, accuracy = ["not compiled, so without latency"], None
+    size = source.input.shape[2:]
+    if settings.data is not None and not settings.random_calibration:
+        if settings.image_size in (None, size):
+            accuracy = builder.float_accuracy(source)
+        else:
+            notes.append(f"no accuracy: the program takes images of {size[0]}x{size[1]} only")
     row = {
         **_head(config, "the float model"),
         "bit_exact": None,
         "latency": None,
+        "kernels": {},
         "accuracy": None if accuracy is None else summary.accuracy_entry(accuracy),
         **summary.sizes(layers, None),
         "library_bytes": None,
         "library": None,
-        "notes": ["not compiled: tvm-q4 compiles quantized models only"],
+        "notes": notes,
     }
     return row, layers
 
