@@ -54,7 +54,7 @@ _MOST_MOVED = 5
     default="gauss-newton",
     show_default=True,
     help="Hessian: one backward pass for all layers, or a Hessian-vector product for each. With"
-    " ReLUs they estimate the same trace; the second takes a hundred times longer.",
+    " ReLUs they estimate the same trace; the second takes some fifty times longer.",
 )
 @click.option(
     "--probes", type=COUNT, default=100, show_default=True,

@@ -1,10 +1,9 @@
 """Sensitivity: how much a network loses when a layer is quantized, the first half of a layer table.
 
-`workflow` has the public function; `network` runs the float network; `hessian`, `fisher` and
-`output_mse` are the metrics, a file each; `sampling` draws their samples, resumable; `table` turns
-these into rows, and `ranking` compares two orders of the layers.
-
-The rest needs the `torch` extra and is imported on first use.
+`workflow` has the public function; `network` runs the float network, `gradients` differentiates it
+image by image; `hessian` (with `traces`), `fisher` and `output_mse` are the metrics, a file each;
+`sampling` draws their samples, resumable; `table` turns these into rows, and `ranking` compares two
+orders of the layers. They need the `torch` extra and are imported on first use.
 """
 
 from __future__ import annotations

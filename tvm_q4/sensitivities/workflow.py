@@ -79,7 +79,7 @@ def sensitivity(
     estimator : {"gauss-newton", "hessian-vector"}
         "hessian": how traces are estimated. "hessian-vector" differentiates twice; "gauss-newton"
         gives the same trace wherever the logits are piecewise linear in one layer's weights, as
-        they are with ReLUs, some hundred times faster (`tvm_q4.sensitivities.traces`).
+        they are with ReLUs, some fifty times faster (`tvm_q4.sensitivities.traces`).
     probes : int
         "hessian": the most random vectors for each batch.
     tolerance : float
