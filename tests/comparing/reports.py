@@ -39,7 +39,7 @@ def row(name: str, bits: int, ms: float, correct: int | None, **changes: Any) ->
     layers = [layer(n, bits, bits) for n in LAYERS]
     return {
         "name": name, "spec": name, "kind": "preset", "how": "post-training", "bit_exact": True,
-        "latency": latency(ms), "kernels": {"tuned": 3, "predicted": 1},
+        "latency": latency(ms), "kernels": {"measured": 3, "predicted": 1},
         "accuracy": None if correct is None else accuracy(correct),
         **summary.sizes(layers, None), "library_bytes": 10_000 * bits, "library": "work/x.so",
         "notes": [],

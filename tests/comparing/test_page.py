@@ -141,6 +141,11 @@ def test_predicted_latencies_are_called_so() -> None:
     assert "predicted for sm_75, not measured: sum of 18 predicted layers and 3 from" in text
 
 
+def test_measured_latencies_say_where_and_with_what_kernels(text: str) -> None:
+    found = "measured: 70 calls on A CPU, 1 thread, wall clock; kernels&#x27; parameters "
+    assert f"{found}from the tuning log for 3, predicted for 1" in text
+
+
 def test_only_the_float_model() -> None:
     row = reports.row("float", 32, 1.0, 900, kind="float", latency=None, library_bytes=None)
     assert Outline(page(reports.report([row]))).tags.count("svg") == 0

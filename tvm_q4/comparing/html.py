@@ -45,7 +45,7 @@ def page(report: Mapping[str, Any]) -> str:
 
 def _header(report: Mapping[str, Any], title: str) -> str:
     machine = report["machine"]
-    where = f"batch {report['batch']}, {_date(report)}, {machine['cpu']}"
+    where = f"Batch {report['batch']}, {_date(report)}, {machine['cpu']}"
     count = len(report["configs"])
     ratio = f"; ratios are to {report['baseline']}" if report["baseline"] else ""
     lines = [f"<h1>{escape(title)}</h1>"]

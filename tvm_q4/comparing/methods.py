@@ -7,6 +7,9 @@ from typing import Any
 
 from tvm_q4.comparing.text import DASH
 
+_SOURCES = {"measured": "from the tuning log", "fallback": "fixed"}
+"""Words for the ``source`` of a layer in a library's metadata."""
+
 
 def method_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     """Config, how it was quantized, where its accuracy and its latency come from."""
@@ -38,6 +41,11 @@ def method_text(report: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def _kernels(counts: Mapping[str, int]) -> str:
+    """What decided the parameters of so many layers' kernels."""
+    return ", ".join(f"{_SOURCES.get(key, key)} for {n}" for key, n in counts.items())
+
+
 def _count(number: int, word: str) -> str:
     return f"{number} {word}{'' if number == 1 else 's'}"
 
@@ -58,10 +66,9 @@ def _latency(row: Mapping[str, Any]) -> str:
         threads = (
             f", {_count(found['threads'], 'thread')}" if found["timer"] == "wall clock" else ""
         )
-        kernels = ", ".join(f"{count} {source}" for source, count in row["kernels"].items())
         return (
             f"measured: {found['n']} calls on {device}{threads}, {found['timer']}; "
-            f"parameters of kernels: {kernels}"
+            f"kernels' parameters {_kernels(row['kernels'])}"
         )
     log, rules = found["layers_from_log"], found["layers_predicted"]
     return (

@@ -145,7 +145,7 @@ def _lines(axes: Axes) -> list[Any]:
     """Boxes around the straight pieces of the front and of float models' lines."""
     boxes = []
     for line in axes.get_lines():
-        path = line.get_transform().transform_path(line.get_path()).vertices
+        path: Any = line.get_transform().transform_path(line.get_path()).vertices
         if line.get_drawstyle() == "steps-post":
             path = [p for a, b in pairwise(path) for p in (a, (b[0], a[1]))] + list(path[-1:])
         boxes += [_thin(a, b) for a, b in pairwise(path)]
