@@ -151,6 +151,22 @@ def test_200_layers_are_certain() -> None:
     assert found.proof == "exact" and size.of(found.chosen, A) <= budget
 
 
+@settings(max_examples=30, deadline=None)
+@given(problems(6))
+def test_a_search_cut_short_ends_and_keeps_budgets(case: Problem) -> None:
+    found = solve(case, nodes=0)
+    if found is not None:
+        assert case.keeps(found.chosen) and keeps_ties(case, found.chosen)
+
+
+def test_many_answers_that_break_a_budget_within_tolerances() -> None:
+    # Each of 2**20 choices of the small layers exceeds the budget if the first layer is at 8.
+    cost = two([1e6, *[2e-7] * 20], [0.0, *[1e-7] * 20])
+    case = problem(two([0.0] * 21, [2.0, *[1.0] * 20]), (cost, Fraction(10**6)))
+    for nodes in (0, 20_000):
+        assert solve(case, nodes=nodes).chosen == (1, *[0] * 20)
+
+
 def test_a_search_that_is_too_long_says_so() -> None:
     rng = random.Random(2)
     scores = [rng.random() for _ in range(24)]

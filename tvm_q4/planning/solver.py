@@ -23,6 +23,9 @@ from tvm_q4.quiet import quiet_native
 
 _LARGEST = 2**20
 _RETRIES, _COMBINATIONS = 20, 256
+_MARGIN = 1e-4
+"""What scaled budgets lose where too many answers break them within tolerances."""
+
 _FINER = 4
 """How much smaller the scores of what remains must be to be solved once more, at a finer scale."""
 
@@ -40,7 +43,7 @@ class Solution:
         Index of the choice of each layer.
     proof : str
         ``"exact"`` where integers prove that nothing is better, ``"solver"`` where the search for
-        it was too long and the optimum holds within the solver's tolerance (1e-12 of the scores).
+        it was too long, so that the optimum holds within the solver's tolerances.
     """
 
     chosen: tuple[int, ...]
@@ -87,7 +90,7 @@ def _best(problem: Problem, nodes: int) -> tuple[list[int] | None, bool]:
         if model is None:  # no choices are left that could be better
             return best, True
         before, reach = reach, sum(map(abs, model.score)) * model.scale[1]
-        if before is not None and reach * _FINER > before:
+        if before is not None and reach * _FINER >= before:
             return best, False
         links = _links(model)
         relaxation = _Relaxation(model, links)
@@ -138,27 +141,35 @@ class _Relaxation:
     def optimum(self, problem: Problem) -> list[int] | None:
         """The solver's best choices that keep all budgets exactly."""
         rows, scales = list(self.rows), list(self.scales)
-        # Differences follow from the units, by their links.
-        integrality = np.ones(len(self.score))
-        integrality[[d.column for d in self.model.differences]] = 0
         for _ in range(_RETRIES):
-            with quiet_native():  # HiGHS prints remarks, whatever its options say
-                found = self.scipy.milp(
-                    self.score,
-                    integrality=integrality,
-                    bounds=self.scipy.Bounds(0, 1),
-                    constraints=self._constraints(rows, scales),
-                    options={"mip_rel_gap": 0},
-                )
-            if found.x is None:
+            columns = self._solve(rows, scales)
+            if columns is None:
                 return None
-            columns = self._ones(found.x)
             chosen = self.model.choices(columns)
             if problem.keeps(chosen):
                 return chosen
             rows.append((dict.fromkeys(columns, 1), len(columns) - 1))
             scales.append(1)
-        return None
+        columns = self._solve(rows, scales, margin=_MARGIN)
+        chosen = [] if columns is None else self.model.choices(columns)
+        return chosen if columns is not None and problem.keeps(chosen) else None
+
+    def _solve(
+        self, rows: Sequence[Row], scales: Sequence[int], margin: float = 0.0
+    ) -> set[int] | None:
+        """Columns of units that are 1 in the solver's answer, with limits tighter by a margin."""
+        # Differences follow from the units, by their links.
+        integrality = np.ones(len(self.score))
+        integrality[[d.column for d in self.model.differences]] = 0
+        with quiet_native():  # HiGHS prints remarks, whatever its options say
+            found = self.scipy.milp(
+                self.score,
+                integrality=integrality,
+                bounds=self.scipy.Bounds(0, 1),
+                constraints=self._constraints(rows, scales, margin),
+                options={"mip_rel_gap": 0},
+            )
+        return None if found.x is None else self._ones(found.x)
 
     def prices(self) -> list[Fraction]:
         """Price of each row in the linear relaxation, in the model's units; 0 without one."""
@@ -188,14 +199,16 @@ class _Relaxation:
             out |= {max((c for *_, c in group), key=lambda c: x[c]) for group in unit.free[bits]}
         return out
 
-    def _constraints(self, rows: Sequence[Row], scales: Sequence[int]) -> list[Any]:
+    def _constraints(self, rows: Sequence[Row], scales: Sequence[int], margin: float) -> list[Any]:
         make = self.scipy.LinearConstraint
         ones = [most for _, most in self.equal]
         equal = make(self._matrix([row for row, _ in self.equal], [1] * len(ones)), ones, ones)
         if not rows:
             return [equal]
         matrix = self._matrix([row for row, _ in rows], scales)
-        return [equal, make(matrix, -np.inf, self._most(rows, scales))]
+        most = np.array(self._most(rows, scales))
+        most[: len(self.row_scales)] -= margin
+        return [equal, make(matrix, -np.inf, most)]
 
     def _matrix(self, rows: Sequence[dict[int, int]], scales: Sequence[int]) -> Any:
         from scipy.sparse import csr_array
