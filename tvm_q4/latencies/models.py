@@ -51,7 +51,7 @@ class Networks:
     Raises
     ------
     InputError
-        If `given` holds models of other bits.
+        If `given` holds models of other bits, or ones that cannot be loaded.
     """
 
     def __init__(
@@ -69,25 +69,25 @@ class Networks:
         unknown = set(given) - {4, 8}
         if unknown:
             raise InputError(f"there are models of 4 and of 8 bits, not of {min(unknown)}")
-        self._model, self._given = model, given
-        self._variant, self._tuned = variant, tuned
-        self._arch = arch
+        self._model, self._variant, self._tuned = model, variant, tuned
         self._options: dict[str, Any] = {"batch": batch, "image_size": image_size, "seed": seed}
+        self._given = {str(bits): self._load(source, arch) for bits, source in given.items()}
+
+    def _load(self, source: str | Path | tvm.IRModule, arch: str | None) -> tvm.IRModule:
+        from tvm_q4.frontend import load_model
+
+        if isinstance(source, tvm.IRModule):
+            return source
+        return load_model(source, require_quantized=True, arch=arch, **self._options)
 
     def at(self, precision: str) -> Network:
         """The network with all layers at "4", "8" or "w4a8"; the first and the last one at 8.
 
         A given model is taken as it is.
         """
-        from tvm_q4.frontend import load_model
-
-        source = self._given.get(int(precision)) if precision.isdigit() else None
-        if source is None:
-            return self._made(PRESETS[_PRESETS[precision]])
-        if not isinstance(source, tvm.IRModule):
-            options = {"require_quantized": True, "arch": self._arch, **self._options}
-            source = load_model(source, **options)
-        return self._lowered(source)
+        if precision in self._given:
+            return self._lowered(self._given[precision])
+        return self._made(PRESETS[_PRESETS[precision]])
 
     def mixed(self, bits: Mapping[str, int]) -> Network:
         """The network at 8 bits but for layers that `bits` names."""
