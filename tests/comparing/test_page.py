@@ -136,7 +136,11 @@ def test_predicted_latencies_are_called_so() -> None:
     changes |= {"layers_from_log": 3, "layers_predicted": 18}
     row = reports.row("uniform8", 8, 1.0, 900, bit_exact=None)
     row["latency"] = reports.latency(1.5, **changes)
-    text = page(reports.report([row]))
+    other = reports.row("b", 4, 1.0, 900, bit_exact=None)
+    other["latency"] = reports.latency(1.25, **changes)
+    text = page(reports.report([row, other]))
+    assert "latency, ms a batch (predicted)" in text
+    assert "rounds" not in text
     assert '<span class="sub">predicted</span>' in text
     assert "predicted for sm_75, not measured: sum of 18 predicted layers and 3 from" in text
 

@@ -217,4 +217,5 @@ def test_a_target_that_is_not_here_is_predicted(tmp_path: Path) -> None:
         assert row["bit_exact"] is None
         assert (row["latency"]["source"], row["latency"]["device"]) == ("predicted", "sm_75")
         assert any(note.startswith("not verified: ") for note in row["notes"])
+        assert str(tmp_path) not in "".join(row["notes"])
     assert "predicted for sm_75, not measured" in (tmp_path / "report.html").read_text()

@@ -207,7 +207,8 @@ def _why_not_here(library: Library) -> str:
     try:
         library.open()
     except LibraryError as error:
-        return str(error)
+        said = str(error).replace(f"library '{library.path}' ", "the library ")
+        return said.removeprefix("the library cannot run here: ")
     return ""
 
 

@@ -18,26 +18,29 @@ def method_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
 
 def method_text(report: Mapping[str, Any]) -> list[str]:
     """What holds for all configs."""
+    rows = report["configs"]
     lines = [
-        f"Latency: libraries ran in turn in one process, {report['rounds']} rounds; median, p10 "
-        "and p90 are over all calls. A ratio is the median of the rounds' ratios, with the least "
-        "and the largest round in brackets. A call takes a batch that lies ready in memory and "
-        "includes the quantization of the input."
-    ]
-    lines.append(
         "BOPs: multiplications times weight bits times activation bits, for one image. Weights: "
         "bytes in the library as its kernels read them (padding included), and params times bits "
         "divided by 8."
-    )
-    if any(row["accuracy"] for row in report["configs"]):
+    ]
+    if any(row["latency"] and row["latency"]["source"] == "measured" for row in rows):
+        lines.append(
+            f"Latency: libraries ran in turn in one process, {report['rounds']} rounds; median, "
+            "p10 and p90 are over all calls. A ratio is the median of the rounds' ratios, with the "
+            "least and the largest round in brackets. A call takes a batch that lies ready in "
+            "memory and includes the quantization of the input."
+        )
+    if any(row["accuracy"] for row in rows):
         lines.append(
             "Accuracy: all configs saw the same images, so differences between configs are more "
             "certain than the standard error of each, sqrt(p (1 - p) / n), says."
         )
-    lines.append(
-        "Verified: every tensor that the library stores equals the reference executor's, bit for "
-        "bit, on random images over the whole input range."
-    )
+    if any(row["bit_exact"] for row in rows):
+        lines.append(
+            "Verified: every tensor that the library stores equals the reference executor's, bit "
+            "for bit, on random images over the whole input range."
+        )
     return lines
 
 

@@ -55,12 +55,20 @@ def pareto_plot(rows: Sequence[Mapping[str, Any]], key: str) -> str | None:
         _draw_front(axes, points, key)
         for index, row in enumerate(points):
             titles |= _draw_point(axes, row, key, index)
-        axes.set_xlabel(AXES[key][0])
+        axes.set_xlabel(_label(points, key))
         axes.set_ylabel("top-1 accuracy, %")
         axes.margins(0.14, 0.16)
         _place_names(axes, points, key, floats)
         name = f"pareto-{key.replace('_', '-')}"
         return svg.inline_svg(figure, name, TITLES[key], _description(points, key), titles)
+
+
+def _label(points: Sequence[Mapping[str, Any]], key: str) -> str:
+    """Name of a cost's axis; a latency's says how it was obtained."""
+    if key != "latency_ms":
+        return AXES[key][0]
+    sources = sorted({row["latency"]["source"] for row in points})
+    return f"{AXES[key][0]} ({', '.join(sources)})"
 
 
 def _position(row: Mapping[str, Any], key: str) -> tuple[float, float]:
