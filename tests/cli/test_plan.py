@@ -41,6 +41,17 @@ def test_table_for_people_and_bit_config(tool: Tool, path: Path, tmp_path: Path)
     assert set(load_bit_config(output).layers) == {"fc"}
 
 
+def test_several_tables(tool: Tool, path: Path, tmp_path: Path) -> None:
+    data = table()
+    for layer in data["layers"]:
+        del layer["latency_ms"]
+    (tmp_path / "a.json").write_text(json.dumps(data))
+    limit = ("--limit", "latency=0.5", "--json")
+    repeated = tool("plan", "--table", tmp_path / "a.json", "--table", path, *limit).json
+    listed = tool("plan", "--table", tmp_path / "a.json", path, *limit).json
+    assert repeated == listed and "latency_ms" in listed["costs"]
+
+
 def test_sweep(tool: Tool, path: Path, tmp_path: Path) -> None:
     arguments = ("plan", "--table", path, "--sweep", "latency", "--points", "4")
     points = tool(*arguments, "--json").json["points"]

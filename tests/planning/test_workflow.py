@@ -228,10 +228,11 @@ def test_a_sweep_that_cannot_be_kept() -> None:
         plan(table(), sweep="latency", limits=["size_bytes=59"])
 
 
-def test_a_sweep_where_4_bits_cost_more() -> None:
+def test_a_sweep_where_4_bits_cost_more(caplog: pytest.LogCaptureFixture) -> None:
     data = table()
     for layer in data["layers"]:
         layer["latency_ms"] = {"8": 1.0, "4": 2.0}
     points = plan(data, sweep="latency", points=3)["points"]
     assert [point["fraction"] for point in points] == [1.0]
+    assert "all layers at 4 bits take 8 ms, more than the 4 ms at 8" in caplog.text
     assert bits(points[0]) == [8] * 4

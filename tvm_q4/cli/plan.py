@@ -24,11 +24,12 @@ _COSTS = {
 @verb(
     "plan",
     example="""
-    tvm-q4 plan --table sensitivity.json --table latency.json --limit latency=0.5 -o bits.json
+    tvm-q4 plan --table sensitivity.json latency.json --limit latency=0.5 -o bits.json
     tvm-q4 plan --table table.json --limit size=0.5 --limit latency_ms=4.2 --fix layer1.0.conv1=8
     tvm-q4 plan --table table.json --sweep latency --points 9 -o plans
     """,
 )
+@click.argument("more", type=PATH, nargs=-1, metavar="[TABLE.json]...")
 @click.option(
     "--table",
     "tables",
@@ -36,7 +37,7 @@ _COSTS = {
     multiple=True,
     required=True,
     metavar="TABLE.json",
-    help="Layer table; several are joined by layer name.",
+    help="Layer table; several (repeat it, or list them) are joined by layer name.",
 )
 @click.option(
     "--limit",
@@ -67,6 +68,7 @@ def command(
     options: Options,
     *,
     tables: tuple[Path, ...],
+    more: tuple[Path, ...],
     sweep: str | None,
     points: int | None,
     output: Path | None,
@@ -81,7 +83,9 @@ def command(
 
     if points is not None and sweep is None:
         raise InputError("--points is for a sweep; give --sweep size, bops or latency too")
-    result = tvm_q4.plan(list(tables), sweep=sweep, points=points or 9, output=output, **arguments)
+    result = tvm_q4.plan(
+        [*tables, *more], sweep=sweep, points=points or 9, output=output, **arguments
+    )
     if sweep is None:
         options.emit(result, lambda console: _show_plan(console, result, output))
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -25,6 +26,8 @@ from tvm_q4.planning.solver import Solution, solve
 from tvm_q4.planning.sweep import Point
 from tvm_q4.planning.sweep import sweep as pareto
 from tvm_q4.quantize.config import BitConfig, LayerBits
+
+logger = logging.getLogger(__name__)
 
 Table = str | Path | Mapping[str, Any] | LayerTable
 
@@ -90,6 +93,7 @@ def plan(
     if sweep is not None:
         needed.add(_check_sweep(sweep, points, parsed))
     network = network_of(table, parse_choices(choices), fixes, needed, where)
+    _warn_of_slow_4_bits(network, [limit.name for limit in parsed] + [sweep or ""])
     head = {key: getattr(table, key) for key in ("network", "batch", "target")}
     if sweep is not None:
         return head | _sweep(network, parsed, sweep, points, output)
@@ -132,6 +136,19 @@ def _check_sweep(name: str, points: int, limits: Sequence[Limit]) -> str:
         if limit.cost == FRACTIONS[name]:
             raise InputError(f"limit '{limit}' is on what is swept; leave it out")
     return FRACTIONS[name]
+
+
+def _warn_of_slow_4_bits(network: Network, names: Sequence[str]) -> None:
+    if "latency" not in names:
+        return
+    low, high = (float(end) for end in network.span("latency_ms"))
+    if low > high:
+        logger.warning(
+            "all layers at 4 bits take %.4g ms, more than the %.4g ms at 8: a fraction of the "
+            "latency goes from the larger to the smaller",
+            low,
+            high,
+        )
 
 
 def _sweep(
