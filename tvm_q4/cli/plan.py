@@ -81,6 +81,7 @@ def command(
     import tvm_q4
     from tvm_q4.errors import InputError
 
+    files = [*tables, *more]
     if points is not None and sweep is None:
         raise InputError("--points is for a sweep; give --sweep size, bops or latency too")
     result = tvm_q4.plan(
