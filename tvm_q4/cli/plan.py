@@ -84,9 +84,7 @@ def command(
     files = [*tables, *more]
     if points is not None and sweep is None:
         raise InputError("--points is for a sweep; give --sweep size, bops or latency too")
-    result = tvm_q4.plan(
-        [*tables, *more], sweep=sweep, points=points or 9, output=output, **arguments
-    )
+    result = tvm_q4.plan(files, sweep=sweep, points=points or 9, output=output, **arguments)
     if sweep is None:
         options.emit(result, lambda console: _show_plan(console, result, output))
     else:
