@@ -53,8 +53,8 @@ def command(
 ) -> None:
     """Tell each layer's time at 8 and at 4 bits: measured where a log has it, else predicted.
 
-    The table also says what boundaries between layers of different bits cost, which takes two more
-    networks of mixed bits (none where --at8 or --at4 gives a model).
+    The table also says what boundaries between layers of different bits cost, which takes networks
+    of mixed bits: two for a ResNet, more where paths join, none where --at8 or --at4 gives a model.
     """
     import tvm_q4
 
