@@ -43,7 +43,7 @@ def row(**more: Any) -> dict[str, Any]:
             "seconds_per_trial": 0.5,
         },
         "metaschedule": {"curve": [[9.0, None], [9.0, 1.5]], "seconds": 9.5, "failures": ["x"]},
-        "final": {"start": [10.0, 30.0, 20.0], "best": [10.0], "final": [25.0]},
+        "final": {"start": [30.0, 20.0], "best": [10.0], "final": [25.0]},
         **more,
     }
 
