@@ -17,7 +17,8 @@ make() { # FILE COMMAND...: run a command that writes FILE, unless it is there
 }
 
 # 1. What each layer costs in accuracy, and in time on this CPU.
-make "$out/sensitivity.json" tvm-q4 sensitivity "$model" --data "$train" -o "$out/sensitivity.json"
+make "$out/sensitivity.json" tvm-q4 sensitivity "$model" --data "$train" --activations \
+    --images 256 -o "$out/sensitivity.json"
 for config in uniform8 uniform4; do
     make "$out/ptq_$config.pt2" tvm-q4 quantize "$model" --config $config --calibrate "$train" \
         -o "$out/ptq_$config.pt2"
