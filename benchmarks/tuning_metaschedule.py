@@ -183,7 +183,7 @@ class _Search:
             self.found.curve.append((self.seconds, None))
             return None, reason
         start, mine = result
-        relative = min(mine.times_us) / min(start.times_us)
+        relative = mine.low_us / start.low_us
         self.found.curve.append((self.seconds, relative))
         for name in ("equal", "final"):
             in_time = name == "final" or self.seconds <= self._equal_s

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tuning_statistics import best_so_far, random_curves
 
+from tvm_q4.tuning_logs.records import low_us
+
 _COLUMNS = 3
 _COLORS = {"ours": "#1b6ca8", "random": "#7f7f7f", "peer": "#d1495b"}
 
@@ -47,7 +49,7 @@ def plot(rows: Mapping[str, Mapping[str, Any]], path: Path) -> None:
 
 def _draw(row: Mapping[str, Any], above: Any, below: Any) -> None:
     """One layer; relative times become speeds through the start's time."""
-    start_us = min(row["final"]["start"])
+    start_us = low_us(row["final"]["start"])
 
     def speed(relative: NDArray) -> NDArray:
         return 2 * row["macs"] / (relative * start_us) / 1e3

@@ -7,6 +7,8 @@ from typing import Any
 
 from tuning_statistics import SHARE, summary
 
+from tvm_q4.tuning_logs.records import low_us
+
 _HEAD = (
     "layer",
     "settings",
@@ -25,14 +27,14 @@ _HEAD = (
 
 
 def markdown(rows: Mapping[str, Mapping[str, Any]], trials: int) -> str:
-    """One line a layer; times are the least samples of kernels timed in turn, as in tuning logs."""
+    """One line a layer; times are lower quartiles of kernels timed in turn, as in tuning logs."""
     lines = [f"| {' | '.join(_HEAD)} |", "|" + "---|" * len(_HEAD)]
     lines += [f"| {' | '.join(_cells(name, row))} |" for name, row in rows.items()]
     return "\n".join([*lines, "", f"Budget: {trials} trials a layer."])
 
 
 def _cells(name: str, row: Mapping[str, Any]) -> list[str]:
-    us = {key: min(times) for key, times in row["final"].items()}
+    us = {key: low_us(times) for key, times in row["final"].items()}
     counts, peer = summary(row), row["metaschedule"]
     random = counts["trials_random"]
     return [

@@ -110,4 +110,4 @@ def _relative(task: Task, candidates: Candidates, batch: Sequence[int]) -> dict[
 def _ratio(result: list[Sample] | Failure | None) -> float | None:
     if result is None or isinstance(result, Failure) or not result[1].exact:
         return None
-    return min(result[1].times_us) / min(result[0].times_us)
+    return result[1].low_us / result[0].low_us

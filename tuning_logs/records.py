@@ -20,8 +20,8 @@ A record stores a rule's parameters, not TVM's traces, so it survives TVM's rele
 ``threads``    optional: of CPU kernels
 ============== ===================================================================================
 
-Other processes on a machine only ever add time, so candidates are compared by the least of their
-samples, which is the one that they disturbed least. Reports give the median.
+Candidates are compared by the lower quartile of their samples: other processes add time to some of
+them, and a moment of a higher clock takes time off a few (`low_us`). Reports give the median.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import json
 import logging
 import math
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,9 @@ _KINDS: dict[str, type] = {
     "params": dict, "times_us": list, "checked": bool, "date": str,
 }  # fmt: skip
 _MOST_REPORTS = 10
+_SINGLE = 1.02
+"""What a candidate's time is multiplied by for comparisons unless it was measured again: the best
+of many single measurements is as much a lucky one as a good one."""
 
 logger = logging.getLogger(__name__)
 
@@ -62,10 +65,10 @@ class Record:
         Median of all samples, in microseconds.
     checked : bool
         Whether the candidate was found bit-exact.
-    least_us : float, optional
-        Least of all samples; `time_us` where there is one only.
+    low_us : float, optional
+        Lower quartile of all samples; `time_us` where not given.
     start_us : float, optional
-        Least of the start candidate's samples, where those were taken in turn with these.
+        Lower quartile of the start candidate's samples, where those were taken in turn with these.
     again : bool
         Whether it was measured once more because it looked best.
     device, date : str
@@ -79,7 +82,7 @@ class Record:
     params: dict[str, Any]
     time_us: float
     checked: bool
-    least_us: float = math.nan
+    low_us: float = math.nan
     start_us: float | None = None
     again: bool = False
     device: str = ""
@@ -87,17 +90,22 @@ class Record:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        if math.isnan(self.least_us):
-            object.__setattr__(self, "least_us", self.time_us)
+        if math.isnan(self.low_us):
+            object.__setattr__(self, "low_us", self.time_us)
 
-    @property
-    def rank(self) -> tuple[bool, float]:
-        """Sorts records of one signature, the best first.
+    def rank(self, start_us: float | None) -> float:
+        """Sorts records of one signature, the best first: microseconds, roughly.
 
-        What was measured again outranks what was not: the least of many single measurements is as
-        much a lucky one as a good one.
+        Parameters
+        ----------
+        start_us : float, optional
+            What the start candidate takes (see `level`). What was measured in turn with it is
+            compared by the ratio, which a machine whose speed drifts does not change.
         """
-        return not self.again, self.least_us
+        us = self.low_us
+        if self.start_us is not None and start_us is not None:
+            us *= start_us / self.start_us
+        return us if self.again else us * _SINGLE
 
 
 def read_log(path: str | Path) -> Iterator[Record]:
@@ -185,8 +193,8 @@ def parse_line(line: bytes) -> Record:
     times = entry["times_us"]
     return Record(
         entry["arch"], entry["signature"], entry["rule"], entry["params"],
-        float(statistics.median(times)), entry["checked"], float(min(times)),
-        float(min(entry["start_us"])) if "start_us" in entry else None,
+        float(statistics.median(times)), entry["checked"], low_us(times),
+        low_us(entry["start_us"]) if "start_us" in entry else None,
         entry.get("again") is True, entry["device"], entry["date"],
         entry["threads"] if type(entry.get("threads")) is int else None,
     )  # fmt: skip
@@ -205,16 +213,41 @@ def _are_times(times: Any) -> bool:
 
 
 def best_records(paths: Iterable[str | Path], arch: str) -> dict[str, Record]:
-    """The best checked record of each signature for `arch`, over all logs; see `Record.rank`."""
+    """The best checked record of each signature for `arch`, over all logs; see `best_of`."""
     records = (record for path in paths for record in read_log(path) if record.arch == arch)
     return best_of(records)
 
 
 def best_of(records: Iterable[Record]) -> dict[str, Record]:
-    """The best checked record of each signature, records being of one arch."""
-    best: dict[str, Record] = {}
+    """The best checked record of each signature (see `Record.rank`), records being of one arch."""
+    groups: dict[str, list[Record]] = {}
     for record in records:
-        known = best.get(record.signature)
-        if record.checked and (known is None or record.rank < known.rank):
-            best[record.signature] = record
-    return best
+        if record.checked:
+            groups.setdefault(record.signature, []).append(record)
+    return {signature: best(group) for signature, group in groups.items()}
+
+
+def best(records: Sequence[Record]) -> Record:
+    """The best of some records of one signature.
+
+    Single measurements of what was measured again do not count.
+    """
+    start_us = level(records)
+    sure = {_key(r) for r in records if r.again}
+    counted = (r for r in records if r.again or _key(r) not in sure)
+    return min(counted, key=lambda r: r.rank(start_us))
+
+
+def _key(record: Record) -> str:
+    return json.dumps([record.rule, record.params], sort_keys=True)
+
+
+def level(records: Iterable[Record]) -> float | None:
+    """Median microseconds of the start candidate among records of one signature."""
+    starts = [r.start_us for r in records if r.start_us is not None]
+    return statistics.median(starts) if starts else None
+
+
+def low_us(times: Sequence[float]) -> float:
+    """Lower quartile of samples: the one that a quarter of them, rounded down, are below."""
+    return float(sorted(times)[len(times) // 4])

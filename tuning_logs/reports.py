@@ -14,7 +14,7 @@ def best_rows(path: str | Path) -> list[dict[str, Any]]:
     Returns
     -------
     list of dict
-        ``arch``, ``signature``, ``rule``, ``params``, ``time_us`` (median), ``least_us``,
+        ``arch``, ``signature``, ``rule``, ``params``, ``time_us`` (median), ``low_us``,
         ``again`` (whether it was measured once more because it looked best), ``device``, ``date``
         and ``records`` (how many there are of the signature).
 
@@ -36,6 +36,6 @@ def best_rows(path: str | Path) -> list[dict[str, Any]]:
 
 
 def _row(arch: str, best: Record, counts: dict[str, int]) -> dict[str, Any]:
-    keys = ("signature", "rule", "params", "time_us", "least_us", "again", "device", "date")
+    keys = ("signature", "rule", "params", "time_us", "low_us", "again", "device", "date")
     values = {key: getattr(best, key) for key in keys}
     return {"arch": arch, **values, "records": counts[best.signature]}

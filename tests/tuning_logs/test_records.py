@@ -85,13 +85,37 @@ def test_a_file_of_another_kind_is_reported_shortly(
     assert len(caplog.records) == 11 and "990 more lines" in caplog.text
 
 
-def test_what_was_measured_again_outranks_single_measurements(tmp_path: Path) -> None:
-    lucky = BASE | {"params": {"a": 2}, "times_us": [0.1]}
-    sure = BASE | {"params": {"a": 3}, "times_us": [1.5, 1.2], "again": True}
-    surer = BASE | {"params": {"a": 4}, "times_us": [9.0, 1.1], "again": True}
-    unchecked = sure | {"times_us": [0.2], "checked": False}
-    log = write(tmp_path / "a.jsonl", lucky, sure, surer, unchecked, BASE)
-    assert best_records([log], "x86-64")["s"].params == {"a": 4}
+def best_of_lines(path: Path, *entries: dict[str, Any]) -> dict[str, Any]:
+    return best_records([write(path / "a.jsonl", *entries)], "x86-64")["s"].params
+
+
+def test_the_fastest_checked_record_is_the_best(tmp_path: Path) -> None:
+    fast = BASE | {"params": {"a": 2}, "times_us": [0.5]}
+    unchecked = fast | {"times_us": [0.2], "checked": False}
+    assert best_of_lines(tmp_path, BASE, fast, unchecked) == {"a": 2}
+
+
+def test_a_single_measurement_has_to_be_clearly_better_than_what_was_measured_again(
+    tmp_path: Path,
+) -> None:
+    sure = BASE | {"params": {"a": 3}, "times_us": [1.0], "again": True}
+    lucky = BASE | {"params": {"a": 2}, "times_us": [0.99]}
+    better = BASE | {"params": {"a": 4}, "times_us": [0.97]}
+    assert best_of_lines(tmp_path, BASE, lucky, sure) == {"a": 3}
+    assert best_of_lines(tmp_path, BASE, lucky, sure, better) == {"a": 4}
+
+
+def test_what_was_measured_beside_the_start_is_compared_by_the_ratio(tmp_path: Path) -> None:
+    then = BASE | {"params": {"a": 2}, "times_us": [1.2], "start_us": [2.0]}
+    now = BASE | {"params": {"a": 3}, "times_us": [1.0], "start_us": [1.4]}  # a faster moment
+    assert best_of_lines(tmp_path, then, now) == {"a": 2}
+    assert best_of_lines(tmp_path, now, then) == {"a": 2}
+
+
+def test_neither_lucky_nor_disturbed_samples_decide(tmp_path: Path) -> None:
+    steady = BASE | {"params": {"a": 2}, "times_us": [2.0, 2.0, 2.1, 2.0, 9.0, 9.0, 9.0, 9.0]}
+    lucky = BASE | {"params": {"a": 3}, "times_us": [0.5, 2.3, 2.3, 2.3, 2.3, 2.3, 2.3, 2.3]}
+    assert best_of_lines(tmp_path, lucky, steady) == {"a": 2}
 
 
 def test_another_schema_and_a_missing_file_are_errors(tmp_path: Path) -> None:

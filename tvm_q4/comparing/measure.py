@@ -90,7 +90,7 @@ def predicted_entry(lib: Library, log: Sequence[str | Path]) -> dict[str, Any] |
     records = best_records(log, arch)
     found = [records.get(layer["signature"]) for layer in layers]
     us = [
-        record.least_us if record else layer["predicted_us"]
+        record.low_us if record else layer["predicted_us"]
         for record, layer in zip(found, layers, strict=True)
     ]
     logged = sum(record is not None for record in found)

@@ -56,7 +56,7 @@ class Sources:
         self.exact = best_of(record for found in logs.values() for record in found.values())
         self._log_of = {id(r): Path(p).name for p, found in logs.items() for r in found.values()}
         self._alike: dict[str, Record] = {}
-        for record in sorted(self.exact.values(), key=lambda r: r.least_us):
+        for record in sorted(self.exact.values(), key=lambda r: r.low_us):
             self._alike.setdefault(kernel_kind(record.signature), record)
 
     def find(self, signature: str) -> Record | None:

@@ -1,7 +1,7 @@
 """How long a kernel takes: measured, else published, else predicted, and labelled so.
 
-A measured time is the least of a record's samples, as tuning compares them: what other processes
-add is not the kernel's.
+A measured time is the lower quartile of a record's samples, as tuning compares them: what other
+processes add is not the kernel's.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Timer:
             return None
         source = MEASURED if record.signature == call.signature else LIKE
         self._records[source][id(record)] = record
-        return record.least_us, source
+        return record.low_us, source
 
     def _publish(self, call: LoweredCall) -> Timed | None:
         if call.layer.kind not in LAYER_KINDS:
@@ -145,7 +145,7 @@ class Timer:
             return 1.0
         exact = self._sources.exact
         known = (c for c in calls if c.signature in exact)
-        ratios = [exact[c.signature].least_us / self._cost(c) for c in known]
+        ratios = [exact[c.signature].low_us / self._cost(c) for c in known]
         if ratios:
             return statistics.median(ratios)
         logger.warning(

@@ -139,10 +139,15 @@ class Results:
     def relative(self, task: int) -> dict[int, float]:
         """Times of a task's exact candidates over that of the start."""
         return {
-            row["candidate"]: min(row["times_us"]) / min(row["start_us"])
+            row["candidate"]: low_us(row["times_us"]) / low_us(row["start_us"])
             for row in self.rows.values()
             if row["task"] == task and row.get("checked") and not row.get("again")
         }
+
+
+def low_us(times: list[float]) -> float:
+    """Lower quartile of samples, by which tuning compares candidates."""
+    return sorted(times)[len(times) // 4]
 
 
 class Run:

@@ -8,7 +8,7 @@ from tvm_q4.schedules.rule import Params
 from tvm_q4.tune.features import distance
 from tvm_q4.tune.search import Search
 from tvm_q4.tune.task import Task, params_key
-from tvm_q4.tuning_logs.records import Record, best_of
+from tvm_q4.tuning_logs.records import Record, best, best_of
 
 _SIMILAR = 2
 """Signatures whose best parameters are tried."""
@@ -38,7 +38,7 @@ def bests_of(records: Iterable[Record]) -> Bests:
 def _take(search: Search, records: Sequence[Record]) -> None:
     """Measured candidates of a log, relative to the start that was timed with them."""
     index = {params_key(params): i for i, params in enumerate(search.task.space)}
-    best: dict[int, Record] = {}
+    mine: dict[int, list[Record]] = {}
     wrong: set[int] = set()
     for record in records:
         i = index.get(params_key(record.params))
@@ -46,18 +46,19 @@ def _take(search: Search, records: Sequence[Record]) -> None:
             continue
         if not record.checked:
             wrong.add(i)
-        elif i not in best or record.rank < best[i].rank:
-            best[i] = record
-    start = best.get(search.task.start)
-    if start is None:
+        else:
+            mine.setdefault(i, []).append(record)
+    if search.task.start not in mine:
         return
-    search.failed = wrong - best.keys()
-    search.start_us = start.least_us
-    for i, record in best.items():
-        relative = record.least_us / (record.start_us or start.least_us)
+    fastest = {i: best(group) for i, group in mine.items()}
+    start = fastest[search.task.start]
+    search.failed = wrong - fastest.keys()
+    search.start_us = start.low_us
+    for i, record in fastest.items():
+        relative = record.low_us / (record.start_us or start.low_us)
         search.observe([(i, 1.0 if i == search.task.start else relative)])
     search.gains.clear()
-    top = best_of(best.values())[search.task.signature]
+    top = best(list(fastest.values()))
     if top.again:
         search.settle(index[params_key(top.params)])
 

@@ -230,8 +230,8 @@ class Session:
         samples = dict(zip(usable, result, strict=True))
         start = samples[task.start]
         self._record(task, [(i, s, start) for i, s in samples.items()], again=True)
-        search.start_us = min(start.times_us)
-        exact = {i: min(s.times_us) / search.start_us for i, s in samples.items() if s.exact}
+        search.start_us = start.low_us
+        exact = {i: s.low_us / search.start_us for i, s in samples.items() if s.exact}
         search.relative |= exact
         for i in samples.keys() - exact.keys():
             search.relative.pop(i, None)
@@ -241,14 +241,14 @@ class Session:
 
 def _observe(search: Search, chosen: Iterable[int], samples: dict[int, list[Sample]]) -> None:
     """Hand a batch's times to the search; a candidate without one, or with wrong bits, failed."""
-    starts = [min(group[0].times_us) for group in samples.values()]
+    starts = [group[0].low_us for group in samples.values()]
     if starts:
         known = [search.start_us] if search.start_us is not None else []
         search.start_us = min([*known, *starts])
     relative: dict[int, float | None] = dict.fromkeys(chosen)
     for i, group in samples.items():
         if group[-1].exact:
-            relative[i] = min(group[-1].times_us) / min(group[0].times_us)
+            relative[i] = group[-1].low_us / group[0].low_us
     search.observe(relative.items())
 
 

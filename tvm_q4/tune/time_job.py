@@ -14,6 +14,7 @@ import tvm
 
 from tvm_q4.tune.case import Case
 from tvm_q4.tune.kernel_file import Kernel
+from tvm_q4.tuning_logs.records import low_us
 
 _MOST_CALLS = 10_000
 
@@ -51,6 +52,11 @@ class Sample:
 
     times_us: tuple[float, ...]
     exact: bool
+
+    @property
+    def low_us(self) -> float:
+        """What candidates are compared by (see `tuning_logs.records`)."""
+        return low_us(self.times_us)
 
 
 Load = Callable[[Path], Any]
