@@ -24,15 +24,14 @@ for config in uniform8 uniform4; do
         -o "$out/ptq_$config.pt2"
     tvm-q4 tune "$out/ptq_$config.pt2" --batch 1 --threads 1 --minutes 3 --log "$log"
 done
-make "$out/latency.json" tvm-q4 latency "$model" --at8 "$out/ptq_uniform8.pt2" \
-    --at4 "$out/ptq_uniform4.pt2" --batch 1 --log "$log" -o "$out/latency.json"
+make "$out/latency.json" tvm-q4 latency "$model" --batch 1 --log "$log" -o "$out/latency.json"
 
-# 2. Bits of every layer for seven budgets of BOPs; the ends are uniform 8 and uniform 4.
-make "$out/plans" tvm-q4 plan --table "$out/sensitivity.json" --table "$out/latency.json" \
-    --sweep bops --points 7 -o "$out/plans"
+# 2. Bits of every layer for seven budgets of BOPs; the first is uniform4, the last uniform8.
+make "$out/plans" tvm-q4 plan --table "$out/sensitivity.json" "$out/latency.json" --sweep bops \
+    --points 7 -o "$out/plans"
 
 # 3. Each of them trained quantization-aware, and W4A8 besides.
-for config in uniform8 w4a8 uniform4 "$out"/plans/*.json; do
+for config in uniform8 w4a8 uniform4 "$out"/plans/bops_[1-5].json; do
     name=$(basename "$config" .json)
     make "$out/qat_$name.pt2" tvm-q4 quantize "$model" --config "$config" --calibrate "$train" \
         --train "$train" --epochs 1 --distill 0.9 --workdir "$out/work_$name" \
@@ -41,13 +40,14 @@ done
 
 # 4. Compiled, verified, timed in turn and evaluated: after training, and quantization-aware.
 set -- --config float --config uniform8 --config w4a8 --config uniform4
-for config in "$out"/plans/*.json; do set -- "$@" --config "$config"; done
+for config in "$out"/plans/bops_[1-5].json; do set -- "$@" --config "$config"; done
 tables="--table $out/sensitivity.json --table $out/latency.json"
 tvm-q4 compare "$model" "$@" --calibrate "$train" --data "$test" --log "$log" $tables \
-    --batch 1 -o "$out/ptq"
+    --batch 1 --threads 1 -o "$out/ptq"
 set -- --config float
 for file in "$out"/qat_*.pt2; do
     name=$(basename "$file" .pt2)
     set -- "$@" --config "${name#qat_}=$file"
 done
-tvm-q4 compare "$model" "$@" --data "$test" --log "$log" $tables --batch 1 -o "$out/qat"
+tvm-q4 compare "$model" "$@" --data "$test" --log "$log" $tables --batch 1 --threads 1 \
+    -o "$out/qat"
