@@ -24,9 +24,9 @@ from torch import nn
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from resnet20.data import CLASSES, Split, load_cifar10, load_npz, normalise
+from train_resnet20 import BATCH, EXAMPLE, as_dataset, count_correct
 
 import tvm_q4
-from tvm_q4.data import Dataset
 from tvm_q4.models.resnet_cifar import CifarResNet
 from tvm_q4.quantize import TrainingOptions, save_program, train_qat
 from tvm_q4.quantize.training import train
@@ -40,8 +40,7 @@ QAT = {
     "uniform8": {"epochs": 1, "learning_rate": 1e-4},
     "uniform4": {"epochs": 1, "learning_rate": 3e-4},
 }
-QAT_IMAGES, CALIBRATION, BATCH = 8_000, 512, 250
-EXAMPLE = (torch.zeros(2, 3, 32, 32),)
+QAT_IMAGES, CALIBRATION = 8_000, 512
 
 
 def main() -> None:
@@ -113,22 +112,6 @@ def train_quantized(images: Split, parent: nn.Module, config: str, seed: int, ou
     )  # fmt: skip
     facts = {"name": out.stem, "transform": "cifar10", "classes": list(CLASSES)}
     save_program(program, out, facts)
-
-
-def as_dataset(split: Split) -> Dataset:
-    """Normalised images, read when they are needed, and their labels."""
-    labels = split.y.numpy()
-    return Dataset(len(split), lambda a, b: normalise(split.x[a:b]).numpy(), labels)
-
-
-@torch.no_grad()
-def count_correct(model: nn.Module, images: Split) -> int:
-    """How many images the network classifies correctly."""
-    correct = 0
-    for start in range(0, len(images), BATCH):
-        logits = model(normalise(images.x[start : start + BATCH]))
-        correct += int((logits.argmax(1) == images.y[start : start + BATCH]).sum())
-    return correct
 
 
 def write(
