@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 
 from tvm_q4.errors import InputError
+from tvm_q4.relay_passes.pipeline import to_fused, to_integer, to_kernels
+from tvm_q4.targets import parse_target
 from tvm_q4.tuning_logs import shipped
 from tvm_q4.tuning_logs.records import best_records, parse_line, read_log
 from tvm_q4.tuning_logs.shipped import find_log, shipped_logs
+from tvm_q4.variants import variants
 
 
 @pytest.fixture
@@ -50,3 +53,31 @@ def test_shipped_logs_hold_checked_records_of_one_arch(name: str) -> None:
     assert records and all(r.checked for r in records)
     assert {r.arch for r in records} == {name}
     assert len({(r.signature, str(r.params)) for r in records}) == len(records)
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+@pytest.mark.parametrize("bits", ["w8a8", "w4a4"])
+def test_the_shipped_log_has_every_layer_of_the_shipped_networks(bits: str, batch: int) -> None:
+    sources = choices(f"examples/models/resnet20_{bits}.pt2", batch)
+    assert "predicted" not in sources and "measured" in sources
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["uniform8", "uniform4"])
+@pytest.mark.parametrize("network", ["resnet18", "resnet34", "resnet50"])
+def test_the_shipped_log_has_every_layer_of_larger_networks(network: str, config: str) -> None:
+    sources = choices(f"zoo:{network}@{config}", 8)
+    assert "predicted" not in sources and "measured" in sources
+
+
+def choices(model: str, batch: int) -> list[str]:
+    """Where the parameters of a network's layers come from, compiled for the log's CPU."""
+    from tvm_q4.frontend import load_model
+
+    target = parse_target('{"kind": "llvm", "mcpu": "emeraldrapids"}')
+    records = best_records(["emeraldrapids"], "emeraldrapids")
+    path = Path(__file__).resolve().parents[2] / model
+    fused = to_fused(to_integer(load_model(path if path.exists() else model, batch=batch)))
+    (variant,) = variants(target)
+    calls = to_kernels(fused, variant.target, variant.rules, records.get).calls
+    return [call.choice.source for call in calls]
