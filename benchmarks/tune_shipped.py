@@ -71,6 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--configs", type=_names, default=["uniform8", "uniform4"])
     parser.add_argument("--batches", type=lambda t: [int(n) for n in _names(t)], default=[1, 8])
     parser.add_argument("--early-stop", type=int, default=24)
+    parser.add_argument(
+        "--trials", type=int, help="of a network; few only measure the best of --log again"
+    )
     parser.add_argument("--tune-only", action="store_true", help="do not time whole networks")
     parser.add_argument("--threads", type=int, help="all physical cores where not given")
     parser.add_argument("--log", type=Path, help="tuning_logs/CPU.jsonl where not given")
@@ -107,6 +110,7 @@ def tune(
         batch=batch,
         log=log,
         minutes=minutes,
+        trials=options.trials,
         early_stop=options.early_stop,
         threads=options.threads,
     )

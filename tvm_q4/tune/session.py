@@ -17,13 +17,17 @@ from tvm_q4.tune.scheduler import next_search
 from tvm_q4.tune.search import Search, SearchOptions
 from tvm_q4.tune.summary import describe
 from tvm_q4.tune.task import Task, params_key
-from tvm_q4.tune.time_job import Sample, Timing
+from tvm_q4.tune.time_job import Sample, Timing, joined
 from tvm_q4.tune.workers import Failure
 from tvm_q4.tuning_logs.records import Record
 from tvm_q4.tuning_logs.writing import append, entry
 
 CONFIRMED = 3
 """How many of a task's best candidates are measured again beside its start."""
+
+PLACEMENTS = 4
+"""How often that is done with inputs and weights at new places in memory: where they lie can change
+a kernel's time by half, and which of two is faster."""
 
 _CONFIRM_S = 2.0
 """Seconds that measuring a task's best again is taken to last, before one was timed."""
@@ -58,7 +62,7 @@ class Timings:
     """How candidates are timed in the search, and how the best of a task are timed again."""
 
     search: Timing = field(default_factory=Timing)
-    confirm: Timing = field(default_factory=lambda: Timing(rounds=30, burst_ms=2.0, limit_s=120.0))
+    confirm: Timing = field(default_factory=lambda: Timing(rounds=8, burst_ms=2.0))
 
 
 class Session:
@@ -222,10 +226,12 @@ class Session:
         kernels = self.candidates.kernels(task, [task.start, *_best(search)])
         usable = {i: k for i, k in kernels.items() if isinstance(k, Kernel)}
         group = list(usable.values())
-        (result,) = self.candidates.measure(task, [group], self._timings.confirm)
-        if isinstance(result, Failure) or task.start not in usable:
+        results = self.candidates.measure(task, [group] * PLACEMENTS, self._timings.confirm)
+        placed = [r for r in results if not isinstance(r, Failure)]
+        if not placed or task.start not in usable:
             logger.warning("%s: its best candidates could not be measured again", task.name)
             return set()
+        result = [joined(samples) for samples in zip(*placed, strict=True)]
         self._check_start(task, [result])
         samples = dict(zip(usable, result, strict=True))
         start = samples[task.start]

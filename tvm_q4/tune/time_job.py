@@ -59,6 +59,12 @@ class Sample:
         return low_us(self.times_us)
 
 
+def joined(samples: Sequence[Sample]) -> Sample:
+    """What one kernel did in several groups."""
+    times = tuple(us for sample in samples for us in sample.times_us)
+    return Sample(times, all(sample.exact for sample in samples))
+
+
 Load = Callable[[Path], Any]
 """What makes a module of a kernel's shared object, here or on a device elsewhere."""
 
