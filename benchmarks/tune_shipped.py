@@ -43,6 +43,9 @@ def main(arguments: list[str] | None = None) -> int:
     rows: list[dict[str, Any]] = []
     end = time.monotonic() + 60 * options.minutes
     for number, (network, config, batch) in enumerate(cases):
+        if options.time_only:
+            rows.append({"network": network, "config": config, "batch": batch})
+            continue
         left = sum(_WEIGHT[name] for name, _, _ in cases[number:])
         minutes = max(0.1, (end - time.monotonic()) / 60 * _WEIGHT[network] / left)
         row = {"network": network, "config": config, "batch": batch}
@@ -74,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--trials", type=int, help="of a network; few only measure the best of --log again"
     )
+    parser.add_argument("--time-only", action="store_true", help="time whole networks only")
     parser.add_argument("--tune-only", action="store_true", help="do not time whole networks")
     parser.add_argument("--threads", type=int, help="all physical cores where not given")
     parser.add_argument("--log", type=Path, help="tuning_logs/CPU.jsonl where not given")
@@ -156,7 +160,7 @@ RULE = "|---|---|---|---|---|---|---|---|---|"
 
 def table_row(row: dict[str, Any]) -> str:
     """Markdown row of one network: its tuned layers summed up, and the whole of it."""
-    start, best, whole = row["start_us"], row["best_us"], row["whole"]
+    start, best, whole = row.get("start_us"), row.get("best_us"), row["whole"]
     layers = [f"{start:.0f}", f"{best:.0f}", f"{best / start:.3f}"] if best else ["-", "-", "-"]
     spread = whole["ratio"]
     cells = [

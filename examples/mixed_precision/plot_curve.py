@@ -28,6 +28,9 @@ import tvm_q4
 
 CONFIGS = {"float": "float", "uniform8": "W8A8", "uniform4": "W4A4"}
 COSTS = {"size_kb": "weights in kB", "gbops": "GBOPs", "latency_ms": "latency in ms, this CPU"}
+_COLORS = ("#555555", "#0072b2", "#d55e00")
+"""Of `CONFIGS`; distinct to colour-blind eyes (Wong, Nature Methods 2011)."""
+
 ROUNDS = 7
 Row = dict[str, Any]
 
@@ -179,7 +182,7 @@ def plot(points: list[Row], path: Path) -> None:
     plt.rcParams["svg.hashsalt"] = "tvm-q4"
     figure, panels = plt.subplots(1, 3, figsize=(13, 4), sharey=True, layout="constrained")
     for panel, (cost, label) in zip(panels, COSTS.items(), strict=True):
-        for (config, name), marker in zip(CONFIGS.items(), "s^o", strict=True):
+        for (config, name), marker, color in zip(CONFIGS.items(), "s^o", _COLORS, strict=True):
             mine = [p for p in points if p["config"] == config and cost in p]
             if not mine:
                 continue
@@ -189,7 +192,7 @@ def plot(points: list[Row], path: Path) -> None:
                 [p["most"] - p["accuracy"] for p in mine],
             ]
             x = [p[cost] for p in mine]
-            panel.errorbar(x, mean, spread, marker=marker, capsize=3, label=name)
+            panel.errorbar(x, mean, spread, marker=marker, color=color, capsize=3, label=name)
             for p in mine:
                 panel.annotate(
                     str(p["depth"]), (p[cost], p["accuracy"]), (4, -11),
