@@ -52,6 +52,7 @@ def main() -> None:
         "rows": rows,
         "device": device(),
         "dominance": dominance(rows, costs),
+        "above_curve": above_curve(rows, costs),
     }
     text = json.dumps(facts, indent=1) + "\n"
     (args.output / "curve.json").write_text(text, encoding="utf-8")
@@ -144,6 +145,29 @@ def dominance(rows: list[Row], costs: dict[tuple[int, str], dict[str, float]]) -
                 best = max(found, key=lambda d: sum(correct[d, ours, s] for s in seeds))
                 lead = [correct[best, ours, s] - correct[depth, peer, s] for s in seeds]
                 out.append(row | {"by_depth": best, "lead": [round(v, 2) for v in lead]})
+    return out
+
+
+def above_curve(rows: list[Row], costs: dict[tuple[int, str], dict[str, float]]) -> list[Row]:
+    """How far each W4A4 network is above the W8A8 curve at its cost, in points, by seed.
+
+    The curve is straight between neighbouring networks over the logarithm of the cost; ``lead`` is
+    empty where the cost is outside of it.
+    """
+    correct = {(r["depth"], r["config"], r["seed"]): 100 * r["correct"] / r["n"] for r in rows}
+    seeds = sorted({r["seed"] for r in rows})
+    depths = sorted({d for d, c, _ in correct if c == "uniform8"})
+    out = []
+    for cost in COSTS:
+        curve = [np.log(costs[d, "uniform8"][cost]) for d in depths]
+        for depth in depths:
+            at = np.log(costs[depth, "uniform4"][cost])
+            lead = []
+            if curve[0] <= at <= curve[-1]:
+                for seed in seeds:
+                    eight = np.interp(at, curve, [correct[d, "uniform8", seed] for d in depths])
+                    lead.append(round(correct[depth, "uniform4", seed] - float(eight), 2))
+            out.append({"cost": cost, "depth": depth, "lead": lead})
     return out
 
 
