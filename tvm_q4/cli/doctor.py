@@ -35,8 +35,9 @@ def _show(console: Console, report: dict[str, Any]) -> None:
         table.add_row(name, _program(name, compiler))
     cpu = report["cpu"]
     has = [name for name, there in cpu["features"].items() if there]
+    name = cpu["name"] + (f" ({cpu['mcpu']})" if "mcpu" in cpu else "")
     table.add_row(
-        "CPU", f"{cpu['name']}, {cpu['cores']} cores, {' '.join(has) or 'no known features'}"
+        "CPU", f"{name}, {cpu['cores']} cores, {' '.join(has) or 'no known features'}"
     )
     for gpu in report["gpus"]:
         text = (
