@@ -36,9 +36,7 @@ def _show(console: Console, report: dict[str, Any]) -> None:
     cpu = report["cpu"]
     has = [name for name, there in cpu["features"].items() if there]
     name = cpu["name"] + (f" ({cpu['mcpu']})" if "mcpu" in cpu else "")
-    table.add_row(
-        "CPU", f"{name}, {cpu['cores']} cores, {' '.join(has) or 'no known features'}"
-    )
+    table.add_row("CPU", f"{name}, {cpu['cores']} cores, {' '.join(has) or 'no known features'}")
     for gpu in report["gpus"]:
         text = (
             f"{gpu['name']}, compute capability {gpu['compute_capability']}, driver {gpu['driver']}"
