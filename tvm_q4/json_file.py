@@ -1,4 +1,4 @@
-"""Write JSON files whole or not at all."""
+"""Write text and JSON files whole or not at all."""
 
 from __future__ import annotations
 
@@ -7,6 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from tvm_q4.errors import InputError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file through a temporary name, so that nobody reads half of it."""
+    new = path.with_name(f".{path.name}.new")
+    try:
+        new.write_text(text, encoding="utf-8")
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def write_json(data: Any, path: str | Path, what: str) -> None:
@@ -25,11 +35,7 @@ def write_json(data: Any, path: str | Path, what: str) -> None:
     InputError
         If the file cannot be written.
     """
-    path = Path(path)
-    new = path.with_name(f".{path.name}.new")
     try:
-        new.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-        new.replace(path)
+        write_text(Path(path), json.dumps(data, indent=1) + "\n")
     except OSError as error:
-        new.unlink(missing_ok=True)
         raise InputError(f"{what} '{path}' cannot be written: {error.strerror}") from None

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tvm_q4.comparing.store import Store, digest, write_text
+from tvm_q4.comparing.store import Store, digest
+from tvm_q4.json_file import write_text
 
 
 def test_a_file_is_made_once_for_the_same_facts(tmp_path: Path) -> None:

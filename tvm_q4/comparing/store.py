@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tvm_q4.json_file import write_text
+
 _LENGTH = 20
 """Hexadecimal digits of a file's name."""
 
@@ -37,16 +39,6 @@ class Store:
         path = self.file(facts, ".json", lambda path: write_text(path, json.dumps(make())))
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return found
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file through a temporary name, so that nobody reads half of it."""
-    new = path.with_name(f".{path.name}.new")
-    try:
-        new.write_text(text, encoding="utf-8")
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)
 
 
 def digest(spec: str | Path | None) -> str | None:

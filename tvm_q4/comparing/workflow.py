@@ -17,9 +17,10 @@ from tvm_q4.comparing.configs import FLOAT, MODEL, Config, parse_configs
 from tvm_q4.comparing.measure import measure
 from tvm_q4.comparing.report import make_report
 from tvm_q4.comparing.settings import Settings
-from tvm_q4.comparing.store import Store, write_text
+from tvm_q4.comparing.store import Store
 from tvm_q4.cuda_target import CudaTarget
 from tvm_q4.errors import EnvironmentMismatch, InputError
+from tvm_q4.json_file import write_text
 from tvm_q4.layer_table import join, read_table
 from tvm_q4.library import set_threads
 from tvm_q4.targets import as_target
